@@ -1,0 +1,129 @@
+"""SincConv with 60 filters, searched within 75.7k parameters and 13.6M MACs, then quantized.
+
+    python launch/pipeline.py --config=configs/sinc60.py --data_dir=DIR --workdir=runs/sinc60
+
+Variants (`--config=configs/sinc60.py:VARIANT`):
+  (none)      two hours on 2 cores with about 17,000 training clips
+  quickstart  minutes, for the synthetic corpus; the default of launch/quickstart.sh
+  mini        a minute; shows that everything runs, learns nothing of worth
+  paper       40 + 120 epochs of search and 120 of training, as published (Peter et al. 2021);
+              never run to its end on 2 cores: about 12 hours there
+"""
+
+import ml_collections
+
+PAPER_AUGMENT = {'max_shift': 1600, 'noise_probability': 0.8, 'noise_volume': 0.1}
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The configuration of one variant."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch = 100
+    config.data = {
+        'labels': '12',
+        'unknown_percent': 12.0,
+        'silence_percent': 10.0,
+    }
+    config.front_end = {'name': 'sinc', 'filters': 60, 'compression': 'log'}
+    config.space = {'name': 'table1'}
+    config.target = {'macs': 13.6e6, 'tolerance': 0.05, 'parameters': 75700.0}
+    augment = PAPER_AUGMENT | {
+        'silence_volume': 1.0,
+        'max_speed_change': 0.1,
+        'low_db': -10.0,
+        'high_db': 6.0,
+    }
+    plain = {'label_smoothing': 0.1, 'augment': augment}
+    config.search = {
+        'method': 'proxyless',
+        'warmup_epochs': 4,
+        'epochs': 8,
+        'warmup_lr': 0.1,
+        'lr': 0.1,
+        'weight_decay': 4e-5,
+        'arch_every': 5,
+        'arch_lr': 0.05,
+        'price': {'name': 'target', 'beta': 1.0, 'weight': 1.0},
+        'choose': 'within',
+        'candidates': 64,
+        'candidate_clips': 500,
+        'recipe': plain,
+    }
+    config.train = {
+        'from_supernet': True,
+        'epochs': 24,
+        'lr': 0.2,
+        'warmup_epochs': 0.5,
+        'weight_decay': 1e-4,
+        'recipe': plain
+        | {
+            'spec_augment': {
+                'time_masks': 1,
+                'time_width': 15,
+                'frequency_masks': 1,
+                'frequency_width': 6,
+            },
+            'ema': 0.999,
+        },
+    }
+    quantized = {
+        'form': 'step_range',
+        'epochs': 5,
+        'lr': 0.02,
+        'quant_lr': 0.01,
+        'weight_decay': 2e-5,
+        'batch_statistics': 0.7,
+        'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0},
+    }
+    config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2))}
+    config.trained_bits = quantized | {
+        'enabled': True,
+        'start_bits': 5,
+        'learn_epochs': 4,
+        'learn_lr': 0.03,
+        'quant_lr': 0.02,
+        'price': 'budget',
+        'mean_weight_bits': 3.0,
+        'mean_activation_bits': 3.0,
+        'strength': 2.0,
+        'flash_bytes': 0.0,
+        'weight_lambda': 0.04,
+        'activation_lambda': 0.04,
+    }
+    if variant == 'paper':
+        _paper(config)
+    elif variant == 'quickstart':
+        _quickstart(config)
+    elif variant == 'mini':
+        _mini(config)
+    elif variant:
+        raise ValueError(f"variant must be '', 'quickstart', 'mini' or 'paper', got {variant!r}")
+    return config
+
+
+def _paper(config):
+    config.search.update({'warmup_epochs': 40, 'epochs': 120, 'warmup_lr': 0.05, 'lr': 0.2})
+    config.search.arch_lr = 4e-3
+    config.train.update({'epochs': 120, 'lr': 0.2, 'weight_decay': 4e-5})
+
+
+def _quickstart(config):
+    config.target.macs = 6.0e6
+    config.front_end.filters = 40
+    config.search.update({'warmup_epochs': 2, 'epochs': 3, 'arch_lr': 0.15})
+    config.train.epochs = 12
+    config.fixed_bits.update({'epochs': 2, 'pairs': ((4, 4), (2, 2))})
+    config.trained_bits.update({'epochs': 2, 'learn_epochs': 2, 'quant_lr': 0.04})
+
+
+def _mini(config):
+    config.batch = 16
+    config.front_end.filters = 20
+    config.target.macs = 3.0e6
+    config.search.update({'warmup_epochs': 1, 'epochs': 1, 'arch_lr': 0.2, 'candidates': 4})
+    config.search.candidate_clips = 32
+    config.train.epochs = 1
+    config.train.recipe.ema = 0.9
+    config.fixed_bits.update({'epochs': 1, 'pairs': ((4, 4),)})
+    config.trained_bits.update({'epochs': 1, 'learn_epochs': 1, 'quant_lr': 0.1})

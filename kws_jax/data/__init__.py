@@ -1,0 +1,1 @@
+"""Recordings in, batches out: index, decoded cache, labels, the data set, and its faults."""

@@ -1,0 +1,1 @@
+"""Convolutions and batch norm: arithmetic, fast on every backend."""

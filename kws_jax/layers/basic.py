@@ -1,0 +1,93 @@
+"""Batch norm, pointwise and small convolutions: arithmetic on NHWC images, nothing else."""
+
+import jax
+import jax.numpy as jnp
+
+BN_MOMENTUM = 0.9
+BN_EPSILON = 1e-3
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """`min(max(x, 0), 6)`, any shape."""
+    return jnp.clip(x, 0.0, 6.0)
+
+
+def batch_norm(params, state, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict]:
+    """Normalizes the last axis of `x` (Ioffe and Szegedy 2015), momentum 0.1, epsilon 1e-3.
+
+    Args:
+      params: `{'scale', 'bias'}`, each `[channels]`; `{}` normalizes without learned values.
+      state: running `{'mean', 'var'}`, each `[channels]`; the variance is the unbiased one.
+      x: `[..., channels]`.
+      train: use this batch's statistics and return updated averages, or use the averages; may be
+        traced.
+
+    Returns:
+      The normalized `x`, and the state to use next (the same object when not training).
+    """
+    channels = x.shape[-1]
+    if train is False:
+        mean, var, new_state = state['mean'], state['var'], state
+    else:
+        flat = x.reshape(-1, channels)
+        mean = jnp.mean(flat, axis=0)
+        var = jnp.maximum(jnp.mean(jnp.square(flat), axis=0) - jnp.square(mean), 0.0)
+        unbiased = var * (flat.shape[0] / max(flat.shape[0] - 1, 1))
+        moved = jax.lax.stop_gradient({'mean': mean, 'var': unbiased})
+        rate = (1 - BN_MOMENTUM) * jnp.float32(train)
+        new_state = jax.tree.map(lambda old, new: old + rate * (new - old), state, moved)
+        if train is not True:
+            mean, var = (
+                jnp.where(train, batch, state[name])
+                for name, batch in (('mean', mean), ('var', var))
+            )
+    factor = jax.lax.rsqrt(var + BN_EPSILON)
+    if params:
+        factor = factor * params['scale']
+        offset = params['bias'] - mean * factor
+    else:
+        offset = -mean * factor
+    shape = (1,) * (x.ndim - 1) + (channels,)
+    return x * factor.reshape(shape) + offset.reshape(shape), new_state
+
+
+def batch_norm_init(channels: int, *, learned: bool = True) -> tuple[dict, dict]:
+    """Parameters and running averages of `batch_norm`."""
+    params = {'scale': jnp.ones(channels), 'bias': jnp.zeros(channels)} if learned else {}
+    return params, {'mean': jnp.zeros(channels), 'var': jnp.ones(channels)}
+
+
+def pointwise_conv(x: jax.Array, w: jax.Array) -> jax.Array:
+    """1x1 convolution: `[batch, h, w, in]` times `[in, out]`."""
+    return jax.lax.dot_general(x, w, (((3,), (0,)), ((), ())))
+
+
+def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Array:
+    """2-D convolution of an image with few channels, padded by half a kernel, as one product.
+
+    Args:
+      x: `[batch, h, w, in]`.
+      w: `[kh, kw, in, out]`, odd kernel.
+      stride: along h and w.
+
+    Returns:
+      `[batch, ceil(h / stride), ceil(w / stride), out]`.
+    """
+    kh, kw, _, out = w.shape
+    h, width = (-(-x.shape[i + 1] // stride[i]) for i in range(2))
+    padded = jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+    patches = [
+        padded[
+            :,
+            i : i + (h - 1) * stride[0] + 1 : stride[0],
+            j : j + (width - 1) * stride[1] + 1 : stride[1],
+        ]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return pointwise_conv(jnp.concatenate(patches, axis=-1), w.reshape(-1, out))
+
+
+def he_normal(key: jax.Array, shape: tuple[int, ...], fan_out: int) -> jax.Array:
+    """Normal values of variance `2 / fan_out` (He et al. 2015)."""
+    return jax.random.normal(key, shape) * jnp.sqrt(2.0 / fan_out)

@@ -1,0 +1,564 @@
+// Depthwise convolution for CPUs, as three XLA FFI handlers: forward, gradient of the input,
+// gradient of the weight.
+//
+// Layout is NHWC. An image is cut into blocks of channels, one vector wide. A block is first copied
+// into a small dense buffer whose columns carry the zero padding (rows need none: taps that fall
+// outside are skipped), so that the inner loops see neither edges nor strides of C floats. They keep
+// a strip of output columns in registers and read each input column once per kernel row.
+//
+// Vectors are stored and loaded at full width even where fewer channels are left. What is written
+// beyond them belongs to channels of later pixels or of lower blocks, and those are written
+// afterwards: blocks run from the last to the first, pixels from the first to the last. Only where a
+// full vector would leave the image are the lanes copied one by one.
+//
+// Work is divided by image, and the weight gradient is summed in a fixed number of partial sums that
+// are added in order: results depend neither on timing nor on the number of threads.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Index = int64_t;
+
+#if defined(__AVX512F__)
+constexpr int kWide = 16, kNarrow = 8;  // half vectors run at twice the rate on some AVX-512 cores
+constexpr bool kManyRegisters = true;
+#elif defined(__AVX__)
+constexpr int kWide = 8, kNarrow = 8;
+constexpr bool kManyRegisters = false;
+#else
+constexpr int kWide = 4, kNarrow = 4;
+#if defined(__aarch64__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
+#endif
+
+// Strips of output columns held in registers; 13 divides the widths 13, 25 and 49 with little waste.
+constexpr int kLong = kManyRegisters ? 13 : 7;
+constexpr int kShort = kManyRegisters ? 7 : 4;
+// The same for the gradient of a strided input, where a strip has to start at an even column.
+constexpr int kLongEven = kManyRegisters ? 14 : 8;
+constexpr int kShortEven = kManyRegisters ? 8 : 4;
+
+constexpr Index kPartialSums = 16;  // of the weight gradient; more than threads, to balance them
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+template <int V>
+struct VectorOf {
+  typedef float type __attribute__((vector_size(V * sizeof(float))));
+};
+template <int V>
+using Vec = typename VectorOf<V>::type;
+
+template <int V>
+INLINE void load(const float* p, Vec<V>& v) { std::memcpy(&v, p, sizeof v); }
+
+template <int V>
+INLINE void store(float* p, const Vec<V>& v) { std::memcpy(p, &v, sizeof v); }
+
+template <class F, int... I>
+INLINE void unroll(F&& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+INLINE void unroll(F&& f) { unroll(f, std::make_integer_sequence<int, N>{}); }
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+// ---------------------------------------------------------------------------------- threads
+
+struct Job {
+  std::atomic<Index> next{0}, done{0};
+  Index size;
+  std::function<void(Index)> task;
+  std::mutex mutex;
+  std::condition_variable finished;
+
+  void work() {
+    for (Index i; (i = next.fetch_add(1)) < size;) {
+      task(i);
+      if (done.fetch_add(1) + 1 == size) {
+        std::lock_guard<std::mutex> lock(mutex);
+        finished.notify_all();
+      }
+    }
+  }
+};
+
+// Runs task(0) ... task(size - 1) on the pool and this thread. It can't deadlock on a full pool: this
+// thread takes whatever nobody else has taken, and a helper that comes late finds nothing to do.
+void parallel_for(ffi::ThreadPool& pool, Index size, std::function<void(Index)> task) {
+  auto job = std::make_shared<Job>();
+  job->size = size;
+  job->task = std::move(task);
+  Index helpers = std::min(pool.num_threads(), size) - 1;
+  for (Index i = 0; i < helpers; ++i) pool.Schedule([job] { job->work(); });
+  job->work();
+  std::unique_lock<std::mutex> lock(job->mutex);
+  job->finished.wait(lock, [&] { return job->done.load() == job->size; });
+}
+
+// A buffer of this thread, grown as needed, aligned to a cache line; contents are undefined.
+float* scratch(size_t floats) {
+  thread_local std::vector<float> buffer;
+  if (buffer.size() < floats + 16) buffer.resize(floats + 16);
+  auto address = reinterpret_cast<uintptr_t>(buffer.data());
+  return buffer.data() + ((64 - address % 64) % 64) / sizeof(float);
+}
+
+// ----------------------------------------------------------------------------------- problem
+
+struct Problem {
+  Index images, height, width, channels;  // of the input
+  Index out_height, out_width, stride;
+  Index all_kh, all_kw;     // extent of the weight array
+  Index kh, kw;             // of the centred taps in use
+  Index active;             // channels in use; the others are zero
+  Index ph() const { return kh / 2; }
+  Index pw() const { return kw / 2; }
+  Index blocks() const { return ceil_div(active, kWide); }
+  // Index in the weight array [all_kh, all_kw, channels] of a tap in use.
+  Index tap(Index ky, Index kx) const {
+    return ((ky + (all_kh - kh) / 2) * all_kw + kx + (all_kw - kw) / 2) * channels;
+  }
+};
+
+// Channels first .. first + lanes of one image, and how many pixels may be touched at full width.
+struct Block {
+  Index first, lanes, channels;
+  Index whole_pixels(Index pixels, int vector) const {
+    Index room = pixels * channels - first - vector;
+    return room < 0 ? 0 : room / channels + 1;
+  }
+};
+
+// Weights in use as [block][kh * kw][kWide], lanes beyond the channels zero.
+std::vector<float> pack_weights(const Problem& p, const float* w, bool flip) {
+  const Index taps = p.kh * p.kw;
+  std::vector<float> packed(p.blocks() * taps * kWide, 0.0f);
+  for (Index b = 0; b < p.blocks(); ++b) {
+    const Index lanes = std::min<Index>(kWide, p.active - b * kWide);
+    for (Index t = 0; t < taps; ++t) {
+      const Index from = flip ? taps - 1 - t : t;
+      std::memcpy(packed.data() + (b * taps + t) * kWide,
+                  w + p.tap(from / p.kw, from % p.kw) + b * kWide, lanes * sizeof(float));
+    }
+  }
+  return packed;
+}
+
+// Copies a block of an image [height, width, channels] to `to` [height, columns, V], with `left` zero
+// columns before it and zeros after it.
+template <int V>
+void pack_image(const float* image, Index height, Index width, const Block& block, float* to,
+                Index left, Index columns) {
+  const Index whole = block.whole_pixels(height * width, V);
+  const size_t right = (columns - left - width) * V * sizeof(float);
+  for (Index row = 0; row < height; ++row) {
+    std::memset(to, 0, left * V * sizeof(float));
+    to += left * V;
+    const float* from = image + row * width * block.channels + block.first;
+    const Index fast = std::max<Index>(0, std::min(width, whole - row * width));
+    Index column = 0;
+    for (; column < fast; ++column, to += V, from += block.channels) {
+      Vec<V> v;
+      load<V>(from, v);
+      store<V>(to, v);
+    }
+    for (; column < width; ++column, to += V, from += block.channels) {
+      std::memset(to, 0, V * sizeof(float));
+      std::memcpy(to, from, block.lanes * sizeof(float));
+    }
+    std::memset(to, 0, right);
+    to += right / sizeof(float);
+  }
+}
+
+template <int V>
+__attribute__((noinline)) void store_lanes(float* to, Vec<V> v, Index lanes) {
+  std::memcpy(to, &v, lanes * sizeof(float));
+}
+
+// Writes `count` of the columns of a strip to an image [.., channels], from `pixel` on.
+template <int V, int Strip>
+INLINE void store_strip(const Vec<V> (&strip)[Strip], float* image, const Block& block, Index pixel,
+                        Index count, Index whole) {
+  float* to = image + pixel * block.channels + block.first;
+  unroll<Strip>([&](auto o) INLINE_LAMBDA {
+    if (o < count) {
+      if (pixel + o < whole) {
+        store<V>(to, strip[o]);
+      } else {
+        store_lanes<V>(to, strip[o], block.lanes);
+      }
+      to += block.channels;
+    }
+  });
+}
+
+Index strip_for(Index width, Index longer, Index shorter) {
+  constexpr Index overhead = 3;  // columns' worth of work that a strip costs beside its columns
+  return ceil_div(width, longer) * (longer + overhead) <=
+                 ceil_div(width, shorter) * (shorter + overhead) ? longer : shorter;
+}
+
+// Columns of a packed input from which `out_width` columns, rounded up to strips, can be computed.
+Index packed_columns(Index out_width, Index strip, Index stride, Index kw, Index width) {
+  return std::max((ceil_div(out_width, strip) * strip - 1) * stride + kw, kw / 2 + width);
+}
+
+// -------------------------------------------------------------------------------- inner loops
+
+// Correlates a packed block `x` [height, columns, V] with `w` [kh, KW, kWide].
+template <int V, int KW, int S, int Strip>
+void correlate(const float* x, Index height, Index columns, const float* w, Index kh, float* out,
+               Index out_height, Index out_width, const Block& block) {
+  const Index ph = kh / 2, whole = block.whole_pixels(out_height * out_width, V);
+  for (Index i = 0; i < out_height; ++i) {
+    const Index first = std::max<Index>(0, ph - i * S);
+    const Index last = std::min(kh, height + ph - i * S);
+    for (Index j = 0; j < out_width; j += Strip) {
+      Vec<V> sum[Strip] = {};
+      for (Index ky = first; ky < last; ++ky) {
+        const float* row = x + ((i * S + ky - ph) * columns + j * S) * V;
+        Vec<V> tap[KW];
+        unroll<KW>([&](auto kx) INLINE_LAMBDA { load<V>(w + (ky * KW + kx) * kWide, tap[kx]); });
+        unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
+          Vec<V> v;
+          load<V>(row + c * V, v);
+          unroll<KW>([&](auto kx) INLINE_LAMBDA {
+            constexpr int offset = c - kx;
+            if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
+              sum[offset / S] += v * tap[kx];
+            }
+          });
+        });
+      }
+      store_strip<V, Strip>(sum, out, block, i * out_width + j, std::min<Index>(Strip, out_width - j),
+                            whole);
+    }
+  }
+}
+
+// First packed column, relative to half the first column of a strip, that reaches the strip.
+constexpr int lead_of(int kw) { return kw / 2 / 2; }
+constexpr int reach_of(int kw, int strip) { return (strip - 1 + kw / 2) / 2 + lead_of(kw) + 1; }
+
+// Gradient of the input at stride 2: spreads a packed block `g` [out_height, columns, V], which has
+// `lead_of(KW)` zero columns before it.
+template <int V, int KW, int Strip>
+void spread(const float* g, Index out_height, Index columns, const float* w, Index kh, float* dx,
+            Index height, Index width, const Block& block) {
+  static_assert(Strip % 2 == 0, "taps of a column depend on its parity");
+  constexpr int lead = lead_of(KW), pw = KW / 2;
+  const Index ph = kh / 2, whole = block.whole_pixels(height * width, V);
+  for (Index i = 0; i < height; ++i) {
+    for (Index j = 0; j < width; j += Strip) {
+      Vec<V> sum[Strip] = {};
+      for (Index ky = (i + ph) % 2; ky < kh; ky += 2) {
+        const Index from = i + ph - ky;
+        if (from < 0) break;
+        if (from / 2 >= out_height) continue;
+        const float* row = g + (from / 2 * columns + j / 2) * V;
+        Vec<V> tap[KW];
+        unroll<KW>([&](auto kx) INLINE_LAMBDA { load<V>(w + (ky * KW + kx) * kWide, tap[kx]); });
+        unroll<reach_of(KW, Strip)>([&](auto c) INLINE_LAMBDA {
+          Vec<V> v;
+          load<V>(row + c * V, v);
+          unroll<KW>([&](auto kx) INLINE_LAMBDA {
+            constexpr int column = 2 * (c - lead) + kx - pw;
+            if constexpr (column >= 0 && column < Strip) sum[column] += v * tap[kx];
+          });
+        });
+      }
+      store_strip<V, Strip>(sum, dx, block, i * width + j, std::min<Index>(Strip, width - j), whole);
+    }
+  }
+}
+
+// Adds the gradient of the weight to `dw` [kh, KW, kWide], from a packed input and a packed output
+// gradient whose `g_columns` are a multiple of Strip.
+template <int V, int KW, int S, int Strip>
+void weigh(const float* x, Index height, Index columns, const float* g, Index out_height,
+           Index g_columns, Index kh, float* dw) {
+  const Index ph = kh / 2;
+  for (Index ky = 0; ky < kh; ++ky) {
+    Vec<V> sum[KW] = {};
+    const Index first = ceil_div(std::max<Index>(0, ph - ky), S);
+    const Index beyond = height + ph - ky;
+    const Index last = beyond <= 0 ? 0 : std::min(out_height, ceil_div(beyond, S));
+    for (Index i = first; i < last; ++i) {
+      for (Index j = 0; j < g_columns; j += Strip) {
+        const float* row = x + ((i * S + ky - ph) * columns + j * S) * V;
+        const float* from = g + (i * g_columns + j) * V;
+        Vec<V> d[Strip];
+        unroll<Strip>([&](auto o) INLINE_LAMBDA { load<V>(from + o * V, d[o]); });
+        unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
+          Vec<V> v;
+          load<V>(row + c * V, v);
+          unroll<KW>([&](auto kx) INLINE_LAMBDA {
+            constexpr int offset = c - kx;
+            if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
+              sum[kx] += v * d[offset / S];
+            }
+          });
+        });
+      }
+    }
+    unroll<KW>([&](auto kx) INLINE_LAMBDA {
+      float* to = dw + (ky * KW + kx) * kWide;
+      Vec<V> total;
+      load<V>(to, total);
+      total += sum[kx];
+      store<V>(to, total);
+    });
+  }
+}
+
+// ----------------------------------------------------------------------------------- dispatch
+
+template <int Value>
+using Constant = std::integral_constant<int, Value>;
+
+template <class F>
+void with_kernel_width(Index kw, F&& f) {
+  switch (kw) {
+    case 1: return f(Constant<1>{});
+    case 3: return f(Constant<3>{});
+    case 5: return f(Constant<5>{});
+    default: return f(Constant<7>{});
+  }
+}
+
+template <class F>
+void with_stride(Index stride, F&& f) {
+  stride == 1 ? f(Constant<1>{}) : f(Constant<2>{});
+}
+
+// Calls f(vector width, block, index of block) for the blocks of channels in use, the last first.
+template <class F>
+void for_blocks(const Problem& p, F&& f) {
+  for (Index b = p.blocks(); b-- > 0;) {
+    const Index lanes = std::min<Index>(kWide, p.active - b * kWide);
+    const Block block{b * kWide, lanes, p.channels};
+    if (lanes > kNarrow) {
+      f(Constant<kWide>{}, block, b);
+    } else {
+      f(Constant<kNarrow>{}, block, b);
+    }
+  }
+}
+
+void clear_inactive(const Problem& p, float* image, Index pixels) {
+  if (p.active == p.channels) return;
+  for (Index i = 0; i < pixels; ++i) {
+    std::memset(image + i * p.channels + p.active, 0, (p.channels - p.active) * sizeof(float));
+  }
+}
+
+void correlate_image(const Problem& p, Index stride, const float* x, Index height, Index width,
+                     const float* w, float* out, Index out_height, Index out_width) {
+  const Index strip = strip_for(out_width, kLong, kShort);
+  const Index columns = packed_columns(out_width, strip, stride, p.kw, width);
+  float* packed = scratch(height * columns * kWide);
+  for_blocks(p, [&](auto vector, const Block& block, Index b) {
+    constexpr int V = vector;
+    pack_image<V>(x, height, width, block, packed, p.pw(), columns);
+    with_kernel_width(p.kw, [&](auto kw) {
+      with_stride(stride, [&](auto s) {
+        auto run = strip == kLong ? correlate<V, kw, s, kLong> : correlate<V, kw, s, kShort>;
+        run(packed, height, columns, w + b * p.kh * p.kw * kWide, p.kh, out, out_height, out_width,
+            block);
+      });
+    });
+  });
+  clear_inactive(p, out, out_height * out_width);
+}
+
+void spread_image(const Problem& p, const float* g, const float* w, float* dx) {
+  const Index strip = strip_for(p.width, kLongEven, kShortEven);
+  const Index lead = lead_of(p.kw);
+  const Index columns = std::max((ceil_div(p.width, strip) - 1) * (strip / 2) + reach_of(p.kw, strip),
+                                 lead + p.out_width);
+  float* packed = scratch(p.out_height * columns * kWide);
+  for_blocks(p, [&](auto vector, const Block& block, Index b) {
+    constexpr int V = vector;
+    pack_image<V>(g, p.out_height, p.out_width, block, packed, lead, columns);
+    with_kernel_width(p.kw, [&](auto kw) {
+      auto run = strip == kLongEven ? spread<V, kw, kLongEven> : spread<V, kw, kShortEven>;
+      run(packed, p.out_height, columns, w + b * p.kh * p.kw * kWide, p.kh, dx, p.height, p.width,
+          block);
+    });
+  });
+  clear_inactive(p, dx, p.height * p.width);
+}
+
+void weigh_image(const Problem& p, const float* x, const float* g, float* dw) {
+  const Index strip = strip_for(p.out_width, kLong, kShort);
+  const Index columns = packed_columns(p.out_width, strip, p.stride, p.kw, p.width);
+  const Index g_columns = ceil_div(p.out_width, strip) * strip;
+  float* packed = scratch((p.height * columns + p.out_height * g_columns) * kWide);
+  float* packed_g = packed + p.height * columns * kWide;
+  for_blocks(p, [&](auto vector, const Block& block, Index b) {
+    constexpr int V = vector;
+    pack_image<V>(x, p.height, p.width, block, packed, p.pw(), columns);
+    pack_image<V>(g, p.out_height, p.out_width, block, packed_g, 0, g_columns);
+    with_kernel_width(p.kw, [&](auto kw) {
+      with_stride(p.stride, [&](auto s) {
+        auto run = strip == kLong ? weigh<V, kw, s, kLong> : weigh<V, kw, s, kShort>;
+        run(packed, p.height, columns, packed_g, p.out_height, g_columns, p.kh,
+            dw + b * p.kh * p.kw * kWide);
+      });
+    });
+  });
+}
+
+// ----------------------------------------------------------------------------------- handlers
+
+using Array = ffi::Buffer<ffi::F32>;
+using Scalars = ffi::Buffer<ffi::S32>;
+using Result = ffi::Result<Array>;
+using Dimensions = ffi::Span<const Index>;
+
+// `active` is {kernel, channels} in use; kernel -1 stands for all taps.
+ffi::Error describe(Dimensions x, Dimensions w, Dimensions out, Scalars active, Index stride,
+                    Problem& p) {
+  if (x.size() != 4 || w.size() != 3 || out.size() != 4 || active.element_count() != 2) {
+    return ffi::Error::InvalidArgument("depthwise: wrong number of dimensions");
+  }
+  const Index kernel = active.typed_data()[0], channels = active.typed_data()[1];
+  p = Problem{x[0], x[1], x[2], x[3], out[1], out[2], stride, w[0], w[1],
+              kernel == -1 ? w[0] : kernel, kernel == -1 ? w[1] : kernel, channels};
+  const bool known_width = p.kw == 1 || p.kw == 3 || p.kw == 5 || p.kw == 7;
+  if (p.kh < 1 || p.kh % 2 == 0 || !known_width || p.kh > p.all_kh || p.kw > p.all_kw) {
+    return ffi::Error::InvalidArgument("depthwise: active_kernel must be odd, at most 7 and fit w");
+  }
+  if (channels < 0 || channels > p.channels) {
+    return ffi::Error::InvalidArgument("depthwise: active_channels must be in 0..channels");
+  }
+  if (w[2] != p.channels || out[0] != p.images || out[3] != p.channels || stride < 1 || stride > 2 ||
+      p.out_height != ceil_div(p.height, stride) || p.out_width != ceil_div(p.width, stride)) {
+    return ffi::Error::InvalidArgument("depthwise: shapes or stride do not match");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Scalars active, Result y, Index stride) {
+  Problem p;
+  if (auto e = describe(x.dimensions(), w.dimensions(), y->dimensions(), active, stride, p);
+      e.failure()) {
+    return e;
+  }
+  const auto packed = pack_weights(p, w.typed_data(), false);
+  const Index size = p.height * p.width * p.channels;
+  const Index out_size = p.out_height * p.out_width * p.channels;
+  const float* from = x.typed_data();
+  float* to = y->typed_data();
+  parallel_for(pool, p.images, [&](Index n) {
+    correlate_image(p, stride, from + n * size, p.height, p.width, packed.data(), to + n * out_size,
+                    p.out_height, p.out_width);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Scalars active, Result dx,
+                          Index stride) {
+  Problem p;
+  if (auto e = describe(dx->dimensions(), w.dimensions(), g.dimensions(), active, stride, p);
+      e.failure()) {
+    return e;
+  }
+  const auto packed = pack_weights(p, w.typed_data(), stride == 1);
+  const Index size = p.height * p.width * p.channels;
+  const Index out_size = p.out_height * p.out_width * p.channels;
+  const float* from = g.typed_data();
+  float* to = dx->typed_data();
+  parallel_for(pool, p.images, [&](Index n) {
+    if (stride == 1) {
+      correlate_image(p, 1, from + n * out_size, p.height, p.width, packed.data(), to + n * size,
+                      p.height, p.width);
+    } else {
+      spread_image(p, from + n * out_size, packed.data(), to + n * size);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Scalars active, Result dw,
+                           Index stride) {
+  Problem p;
+  if (auto e = describe(x.dimensions(), dw->dimensions(), g.dimensions(), active, stride, p);
+      e.failure()) {
+    return e;
+  }
+  const Index size = p.height * p.width * p.channels;
+  const Index out_size = p.out_height * p.out_width * p.channels;
+  const Index taps = p.kh * p.kw, partial = p.blocks() * taps * kWide;
+  const Index parts = std::min(p.images, kPartialSums);
+  std::vector<float> sums(parts * partial, 0.0f);
+  parallel_for(pool, parts, [&](Index part) {
+    for (Index n = p.images * part / parts; n < p.images * (part + 1) / parts; ++n) {
+      weigh_image(p, x.typed_data() + n * size, g.typed_data() + n * out_size,
+                  sums.data() + part * partial);
+    }
+  });
+  float* to = dw->typed_data();
+  std::memset(to, 0, dw->size_bytes());
+  for (Index b = 0; b < p.blocks(); ++b) {
+    const Index lanes = std::min<Index>(kWide, p.active - b * kWide);
+    for (Index t = 0; t < taps; ++t) {
+      float* tap = to + p.tap(t / p.kw, t % p.kw) + b * kWide;
+      for (Index part = 0; part < parts; ++part) {
+        const float* sum = sums.data() + part * partial + (b * taps + t) * kWide;
+        for (Index c = 0; c < lanes; ++c) tap[c] += sum[c];
+      }
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseForward, forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Scalars>()
+                                  .Ret<Array>()
+                                  .Attr<Index>("stride"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseInputGradient, input_gradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Scalars>()
+                                  .Ret<Array>()
+                                  .Attr<Index>("stride"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseWeightGradient, weight_gradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Scalars>()
+                                  .Ret<Array>()
+                                  .Attr<Index>("stride"));

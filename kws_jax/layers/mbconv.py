@@ -1,0 +1,155 @@
+"""The inverted residual block: for one candidate, and padded so that the candidate is an input."""
+
+import jax
+import jax.numpy as jnp
+
+from kws_jax.layers.basic import batch_norm, batch_norm_init, he_normal, pointwise_conv, relu6
+from kws_jax.layers.depthwise import depthwise_conv, depthwise_conv_dynamic
+from kws_jax.space import Candidate, Layer
+
+
+def no_quant(name: str, kind: str, x: jax.Array) -> jax.Array:
+    """The quantizer of a float network: returns `x`."""
+    del name, kind
+    return x
+
+
+def mbconv_init(key: jax.Array, layer: Layer, choice: Candidate) -> tuple[dict, dict]:
+    """Weights `{part: {'w', 'scale', 'bias'}}` and averages `{part: {'mean', 'var'}}`.
+
+    Parts are `expand` `[in, width]` (absent at expansion 1), `depthwise` `[k, k, width]` and
+    `project` `[width, out]`; He-normal by fan-out.
+    """
+    width = layer.in_channels * choice.expansion
+    keys = jax.random.split(key, 3)
+    k = choice.kernel
+    weights = {
+        'expand': he_normal(keys[0], (layer.in_channels, width), width),
+        'depthwise': he_normal(keys[1], (k, k, width), k * k),
+        'project': he_normal(keys[2], (width, layer.channels), layer.channels),
+    }
+    if choice.expansion == 1:
+        del weights['expand']
+    params, state = {}, {}
+    for part, w in weights.items():
+        bn, state[part] = batch_norm_init(w.shape[-1])
+        params[part] = {'w': w} | bn
+    return params, state
+
+
+def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
+    """1x1 expand, depthwise k x k, 1x1 project, each with batch norm (Sandler et al. 2018).
+
+    Args:
+      params, state: as `mbconv_init` makes them.
+      x: `[batch, h, w, in]`.
+      layer: gives the stride, whether a residual is added, and the names passed to `quant`.
+      train: batch statistics or running averages.
+      quant: `quant(name, kind, value)` rounds weights (kind 'weight') and activations.
+
+    Returns:
+      `[batch, h', w', out]` and the new state.
+    """
+    new, y = {}, x
+    if 'expand' in params:
+        y = pointwise_conv(y, quant(f'{layer.name}.expand', 'weight', params['expand']['w']))
+        y, new['expand'] = batch_norm(_bn(params['expand']), state['expand'], y, train=train)
+        y = quant(f'{layer.name}.expand', 'activation', relu6(y))
+    w = quant(f'{layer.name}.depthwise', 'weight', params['depthwise']['w'])
+    y = depthwise_conv(y, w, stride=layer.stride)
+    y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
+    y = quant(f'{layer.name}.depthwise', 'activation', relu6(y))
+    y = pointwise_conv(y, quant(f'{layer.name}.project', 'weight', params['project']['w']))
+    y, new['project'] = batch_norm(_bn(params['project']), state['project'], y, train=train)
+    y = y + x if layer.keeps_shape else y
+    return quant(f'{layer.name}.project', 'activation', y), new
+
+
+def _bn(params):
+    return {'scale': params['scale'], 'bias': params['bias']}
+
+
+def pad_mbconv(params, state, *, layer: Layer, choice: Candidate, width: int, kernel: int):
+    """Pads one candidate's weights with zeros to `width` channels and a `kernel` x `kernel` tap.
+
+    `unpad_mbconv` is the inverse. Padded channels have weights, scale and offset zero, so they
+    carry exact zeros and receive exactly zero gradients.
+    """
+    more, edge = width - layer.in_channels * choice.expansion, (kernel - choice.kernel) // 2
+
+    def channels(tree):
+        return {n: jnp.pad(v, (0, more)) for n, v in tree.items() if n != 'w'}
+
+    wide, full = ((0, 0), (0, more)), ((edge, edge), (edge, edge), (0, more))
+    if 'expand' in params:
+        expand = {'w': jnp.pad(params['expand']['w'], wide)} | channels(params['expand'])
+        expand_state = channels(state['expand'])
+    else:
+        zeros = jnp.zeros(width)
+        expand = {'w': jnp.zeros((layer.in_channels, width)), 'scale': zeros, 'bias': zeros}
+        expand_state = {'mean': zeros, 'var': zeros}
+    depthwise = {'w': jnp.pad(params['depthwise']['w'], full)} | channels(params['depthwise'])
+    project = params['project'] | {'w': jnp.pad(params['project']['w'], ((0, more), (0, 0)))}
+    padded = {'expand': expand, 'depthwise': depthwise, 'project': project}
+    averages = {
+        'expand': expand_state,
+        'depthwise': channels(state['depthwise']),
+        'project': state['project'],
+    }
+    return padded, averages
+
+
+def unpad_mbconv(params, state, *, layer: Layer, choice: Candidate):
+    """Cuts one candidate out of padded weights and averages; the inverse of `pad_mbconv`."""
+    width = layer.in_channels * choice.expansion
+    edge = (params['depthwise']['w'].shape[0] - choice.kernel) // 2
+    inside = slice(edge, edge + choice.kernel)
+
+    def channels(tree):
+        return {n: v[:width] for n, v in tree.items() if n != 'w'}
+
+    taps = params['depthwise']['w'][inside, inside, :width]
+    cut = {
+        'expand': {'w': params['expand']['w'][:, :width]} | channels(params['expand']),
+        'depthwise': {'w': taps} | channels(params['depthwise']),
+        'project': params['project'] | {'w': params['project']['w'][:width]},
+    }
+    averages = {
+        'expand': channels(state['expand']),
+        'depthwise': channels(state['depthwise']),
+        'project': state['project'],
+    }
+    if choice.expansion == 1:
+        del cut['expand'], averages['expand']
+    return cut, averages
+
+
+def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: bool):
+    """`mbconv` on padded weights, with the candidate as an input: nothing depends on its shape.
+
+    Args:
+      params, state: one candidate, padded by `pad_mbconv`.
+      x: `[batch, h, w, in]`.
+      layer: stride and residual.
+      expansion, kernel: int32 scalars, may be traced.
+      train: batch statistics or running averages.
+
+    Returns:
+      `[batch, h', w', out]` and the new (padded) state.
+    """
+    new = {}
+    width = params['expand']['w'].shape[1]
+    y = pointwise_conv(x, params['expand']['w'])
+    y, expand_state = batch_norm(_bn(params['expand']), state['expand'], y, train=train)
+    plain = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
+    y = jnp.where(expansion == 1, plain, relu6(y))
+    # a candidate without an expansion has no such averages to move
+    new['expand'] = jax.tree.map(
+        lambda old, got: jnp.where(expansion == 1, old, got), state['expand'], expand_state
+    )
+    active = expansion * layer.in_channels
+    y = depthwise_conv_dynamic(y, params['depthwise']['w'], kernel, active, stride=layer.stride)
+    y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
+    y = pointwise_conv(relu6(y), params['project']['w'])
+    y, new['project'] = batch_norm(_bn(params['project']), state['project'], y, train=train)
+    return (y + x if layer.keeps_shape else y), new

@@ -1,0 +1,214 @@
+"""The main job: search, retrain, fixed and trained bit-widths, evaluation; every phase resumes."""
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import time
+
+import jax
+from absl import logging
+
+from kws_jax import frontends, network
+from kws_jax import model as model_lib
+from kws_jax.model import Model
+from kws_jax.search import SEARCHERS, Problem
+from kws_jax.space import SearchSpace, mfcc_space, table1_space
+from kws_jax.training.runs import evaluate_model, quantize_fixed, quantize_trained, train
+
+SPACES = {'table1': table1_space, 'mfcc': mfcc_space}
+
+
+def make_space(config: dict, image_shape, classes: int) -> SearchSpace:
+    """The search space that a config describes.
+
+    Args:
+      config: `{'name': 'table1'}`, `{'name': 'mfcc', 'width': 1.0}`, or a space written out as
+        `SearchSpace.to_json` gives it, without image_shape and classes.
+      image_shape: of the front end.
+      classes: number of labels.
+    """
+    options = dict(config)
+    name = options.pop('name', None)
+    if name is None:
+        return SearchSpace.from_json(options | {'image_shape': image_shape, 'classes': classes})
+    if name not in SPACES:
+        raise ValueError(f'space.name must be one of {", ".join(SPACES)}, got {name!r}')
+    return SPACES[name](image_shape=tuple(image_shape), classes=classes, **options)
+
+
+def make_problem(config: dict, labels) -> Problem:
+    """The search problem that a config describes."""
+    front_end = frontends.make(**config['front_end'])
+    return Problem(
+        front_end=front_end,
+        space=make_space(config['space'], front_end.image_shape, len(labels)),
+        **config['target'],
+    )
+
+
+def _digest(model: Model) -> str:
+    leaves = jax.tree.leaves((model.params, model.averages))
+    hashed = hashlib.blake2b(digest_size=8)
+    for leaf in leaves:
+        hashed.update(jax.device_get(leaf).tobytes())
+    return hashed.hexdigest()
+
+
+def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
+    """What `build(folder)` makes, or what it made before from the same config."""
+    folder = workdir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'phase.json'
+    text = json.dumps(config, indent=1, sort_keys=True) + '\n'
+    if path.exists() and path.read_text() != text:
+        old = json.loads(path.read_text())
+        changed = sorted(k for k in {*old, *config} if old.get(k) != json.loads(text).get(k))
+        raise ValueError(
+            f'{folder} was made with another configuration (different: {", ".join(changed)}); '
+            'use another --workdir, or delete that folder to make it again'
+        )
+    path.write_text(text)
+    if (folder / 'model' / 'model.json').exists():
+        logging.info('%s: finished before, kept', name)
+        return model_lib.load(folder / 'model')
+    logging.info('%s: starts', name)
+    began = time.monotonic()
+    model = build(folder)
+    model_lib.save(model, folder / 'model')
+    logging.info('%s: done in %.0f s', name, time.monotonic() - began)
+    return model_lib.load(folder / 'model')
+
+
+def search_phase(config: dict, data, workdir) -> Model:
+    """Searches; returns the chosen network with its supernet weights (or fresh ones)."""
+    problem = make_problem(config, data.labels.names)
+    chosen = config['search'] | {'seed': config['seed'], 'batch': config['batch']}
+    method = chosen.pop('method')
+    if method not in SEARCHERS:
+        raise ValueError(f'search.method must be one of {", ".join(SEARCHERS)}, got {method!r}')
+
+    def build(folder):
+        result = SEARCHERS[method](problem, data=data, config=chosen, workdir=folder)
+        params, averages = result.params, result.averages
+        if params is None or not config['train']['from_supernet']:
+            key = jax.random.key(config['seed'])
+            params, averages = network.init(key, problem.front_end, result.architecture)
+        return Model(
+            front_end=config['front_end'],
+            architecture=result.architecture,
+            labels=data.labels.names,
+            params=params,
+            averages=averages,
+            card=result.facts | {'method': method},
+        )
+
+    about = {k: config[k] for k in ('seed', 'batch', 'front_end', 'space', 'target', 'search')}
+    about |= {'from_supernet': config['train']['from_supernet'], 'data': data.fingerprint}
+    return _phase(workdir, 'search', about, build)
+
+
+def train_phase(config: dict, data, workdir, start: Model) -> Model:
+    """Trains the chosen network in float."""
+    settings = {k: v for k, v in config['train'].items() if k != 'from_supernet'}
+    settings |= {'seed': config['seed'], 'batch': config['batch']}
+    about = settings | {'start': _digest(start), 'data': data.fingerprint}
+    return _phase(
+        workdir,
+        'float',
+        about,
+        lambda folder: train(start, data=data, config=settings, workdir=folder, name='train'),
+    )
+
+
+def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str, Model]:
+    """The fixed and the trained bit-widths that the config asks for, by name."""
+    shared = {'seed': config['seed'], 'batch': config['batch']}
+    about = {'start': _digest(float_model), 'data': data.fingerprint}
+    models = {}
+    fixed = dict(config['fixed_bits'])
+    for weight, activation in fixed.pop('pairs'):
+        settings = fixed | shared
+        name = f'fixed-{weight}-{activation}'
+        models[name] = _phase(
+            workdir,
+            name,
+            settings | about,
+            lambda folder, w=weight, a=activation, n=name, s=settings: quantize_fixed(
+                float_model, weight=w, activation=a, data=data, config=s, workdir=folder, name=n
+            ),
+        )
+    if config['trained_bits']['enabled']:
+        settings = {k: v for k, v in config['trained_bits'].items() if k != 'enabled'} | shared
+        models['trained-bits'] = _phase(
+            workdir,
+            'trained-bits',
+            settings | about,
+            lambda folder: quantize_trained(
+                float_model, data=data, config=settings, workdir=folder, name='trained-bits'
+            ),
+        )
+    return models
+
+
+def hardware() -> dict:
+    """What the numbers were measured on."""
+    return {
+        'cpu': platform.processor() or platform.machine(),
+        'cores': os.cpu_count(),
+        'devices': [device.device_kind for device in jax.local_devices()],
+        'jax': jax.__version__,
+    }
+
+
+def run(config: dict, data, workdir) -> dict:
+    """Runs every phase that is not finished, and evaluates each model on the test split once.
+
+    Args:
+      config: plain dict, as in `configs/sinc60.py`.
+      data: `Dataset`.
+      workdir: where everything goes; the same command continues there.
+
+    Returns:
+      What `results.json` holds: `rows` (name, costs, `validation_accuracy`, test scores, wall
+      seconds), `search` facts, `config`, `data`, `hardware`.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    searched = search_phase(config, data, workdir)
+    models = {'float': train_phase(config, data, workdir, searched)}
+    models |= quantize_phases(config, data, workdir, models['float'])
+    rows = []
+    for name, model in models.items():
+        test = _tested(workdir / name, model, data)
+        rows.append({'name': name, **model.costs(), **model.card, 'test': test})
+    results = {
+        'rows': rows,
+        'search': searched.card | {'architecture': str(searched.architecture)},
+        'wall_seconds': searched.card['wall_seconds'] + sum(r['wall_seconds'] for r in rows),
+        'config': config,
+        'data': data.describe(),
+        'hardware': hardware(),
+    }
+    _write_json(workdir / 'results.json', results)
+    return results
+
+
+def _tested(folder, model, data):
+    path, digest = folder / 'test.json', _digest(model)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept['model'] == digest and kept['data'] == data.fingerprint:
+            return kept['scores']
+    scores = evaluate_model(model, data, 'testing')
+    zeros = evaluate_model(model, data, 'testing', silence='zeros')
+    scores['accuracy_with_zero_silence'] = zeros['accuracy']
+    _write_json(path, {'model': digest, 'data': data.fingerprint, 'scores': scores})
+    return scores
+
+
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(content, indent=1) + '\n')
+    os.replace(temporary, path)

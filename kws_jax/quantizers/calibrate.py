@@ -1,0 +1,75 @@
+"""Where quantizers start: typical values of every tensor of a float network."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kws_jax.quantizers.forms import Form, is_signed
+
+SAMPLE = 4096
+
+
+def collect(run: Callable) -> dict[tuple[str, str], np.ndarray]:
+    """Typical values of every weight and activation.
+
+    Args:
+      run: `run(quant)` runs the network on some clips with that quantizer; it is traced once.
+
+    Returns:
+      For each (name, kind) about 4,096 values, evenly taken, the extremes among them. Front-end
+      filters are scaled to largest magnitude 1 each, as they are when quantized.
+    """
+
+    def traced():
+        seen = {}
+
+        def quant(name, kind, x):
+            value = x
+            if name == 'frontend' and kind == 'weight':
+                value = x / jnp.maximum(jnp.max(jnp.abs(x), axis=0, keepdims=True), 1e-8)
+            flat = value.reshape(-1)
+            every = max(1, flat.shape[0] // SAMPLE)
+            extremes = jnp.stack([flat.min(), flat.max()])
+            seen[f'{name}/{kind}'] = jnp.concatenate([flat[::every], extremes])
+            return x
+
+        run(quant)
+        return seen
+
+    values = jax.jit(traced)()
+    return {tuple(key.rsplit('/', 1)): np.asarray(v) for key, v in values.items()}
+
+
+def init_quant_params(form: Form, samples: dict[tuple[str, str], np.ndarray], bits: dict) -> dict:
+    """Quantizer parameters that fit `samples` with least squared error.
+
+    Args:
+      form: how to round.
+      samples: what `collect` returned.
+      bits: `{layer: {'weight': int, 'activation': int}}` to start from.
+
+    Returns:
+      `{layer: {'weight': {...}, 'activation': {...}}}`.
+    """
+    params = {}
+    for (name, kind), sample in samples.items():
+        params.setdefault(name, {})[kind] = form.init(
+            sample, bits=bits[name][kind], signed=is_signed(name, kind), is_weight=kind == 'weight'
+        )
+    return params
+
+
+def uniform_bits(
+    weight_sites, activation_sites, *, weight: int | None, activation: int | None
+) -> dict:
+    """One bit-width for all weights and one for all activations, or None for learned ones.
+
+    >>> uniform_bits({'stem': 90}, {'stem': 5, 'input': 9}, weight=4, activation=None)
+    {'stem': {'weight': 4, 'activation': None}, 'input': {'activation': None}}
+    """
+    bits = {name: {'weight': weight} for name in weight_sites}
+    for name in activation_sites:
+        bits.setdefault(name, {})['activation'] = activation
+    return bits

@@ -1,0 +1,218 @@
+"""Ways to round one tensor: each a `Form` of pure functions over a small dict of learned scalars.
+
+- `step_range`: learns step and range, the bit-width follows from both (Uhlich et al. 2020); at a
+  fixed bit-width it learns the step alone, which is LSQ (Esser et al. 2020).
+- `range_bits`: learns the bit-width itself and the range of activations; the range of weights is
+  their largest magnitude (Peter et al. 2021, with the quantizers of Brevitas 0.2).
+
+Bounds: a learned bit-width lives in [2, 8] signed and [1, 8] unsigned (`range_bits`: [2, 8], as in
+the paper). Nothing is clipped in the forward pass: `project` moves the parameters back inside after
+each update, so that a parameter at its bound still receives its gradient and can leave again.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kws_jax.quantizers.rounding import binarize, largest_code, quantize, round_through
+
+MAX_BITS = 8
+
+
+class Form(NamedTuple):
+    """A way to quantize one tensor.
+
+    Attributes:
+      name: how configs call it.
+      init: `init(sample, *, bits, signed, is_weight) -> params`, from an array of typical values.
+      apply: `apply(params, x, *, bits, signed) -> x` rounded; `bits=None` uses the learned width.
+      bits: `bits(params, *, signed) -> scalar`, the learned width, real and differentiable.
+      project: `project(params, *, signed) -> params` within the bounds.
+      fix: `fix(params, *, bits, signed) -> params` for a whole width, keeping the range.
+    """
+
+    name: str
+    init: Callable
+    apply: Callable
+    bits: Callable
+    project: Callable
+    fix: Callable
+
+
+def best_range(sample: np.ndarray, *, bits: float, signed: bool) -> float:
+    """The clipping range of least squared error for `sample` at `bits` (search over 80 ranges)."""
+    sample = np.asarray(sample, np.float64).ravel()
+    top = float(np.abs(sample).max()) if signed else float(sample.max(initial=0.0))
+    if top <= 0:
+        return 1.0
+    if signed and bits < 2:
+        return float(np.abs(sample).mean()) or 1.0
+    levels = max(largest_code(bits, signed), 1.0)
+    best, best_error = top, np.inf
+    for ratio in np.linspace(1.0, 0.02, 80):
+        limit = top * ratio
+        step = limit / levels
+        low = -levels if signed else 0.0
+        error = np.square(step * np.round(np.clip(sample / step, low, levels)) - sample).sum()
+        if error < best_error:
+            best, best_error = limit, error
+    return float(best)
+
+
+def _minimum_bits(signed: bool) -> int:
+    return 2 if signed else 1
+
+
+def _step_range_init(sample, *, bits, signed, is_weight):
+    del is_weight
+    limit = best_range(sample, bits=bits, signed=signed)
+    levels = max(float(largest_code(bits, signed)), 1.0)
+    return {
+        'log_step': jnp.float32(np.log2(limit / levels)),
+        'log_range': jnp.float32(np.log2(limit)),
+    }
+
+
+def _step_range_apply(params, x, *, bits, signed):
+    step = jnp.exp2(params['log_step'])
+    if bits is None:
+        return quantize(x, step, jnp.exp2(params['log_range']) / step, signed)
+    if bits == 1 and signed:
+        return binarize(x, step)
+    return quantize(x, step, jnp.float32(largest_code(bits, signed)), signed)
+
+
+def _step_range_bits(params, *, signed):
+    levels = jnp.exp2(params['log_range'] - params['log_step'])
+    return jnp.log2(levels + 1.0) + signed
+
+
+def _step_range_project(params, *, signed):
+    low = np.log2(largest_code(_minimum_bits(signed), signed))
+    high = np.log2(largest_code(MAX_BITS, signed))
+    log_range = jnp.maximum(params['log_range'], params['log_step'] + low)
+    return {'log_step': jnp.maximum(params['log_step'], log_range - high), 'log_range': log_range}
+
+
+def _step_range_fix(params, *, bits, signed):
+    levels = max(largest_code(bits, signed), 1)
+    return params | {'log_step': params['log_range'] - np.float32(np.log2(levels))}
+
+
+def _range_bits_init(sample, *, bits, signed, is_weight):
+    params = {'bits': jnp.float32(bits)}
+    if not is_weight:
+        limit = best_range(sample, bits=bits, signed=signed)
+        params['log_range'] = jnp.float32(np.log2(limit))
+    return params
+
+
+def _range_bits_apply(params, x, *, bits, signed):
+    limit = jnp.exp2(params['log_range']) if 'log_range' in params else jnp.max(jnp.abs(x))
+    limit = jnp.maximum(limit, 1e-8)
+    if bits == 1 and signed:
+        return binarize(x, limit)
+    width = round_through(params['bits']) if bits is None else jnp.float32(bits)
+    levels = jnp.exp2(width - signed) - 1.0
+    return quantize(x, limit / levels, levels, signed)
+
+
+def _range_bits_bits(params, *, signed):
+    del signed
+    return round_through(params['bits'])
+
+
+def _range_bits_project(params, *, signed):
+    del signed
+    return params | {'bits': jnp.clip(params['bits'], 2.0, float(MAX_BITS))}
+
+
+def _range_bits_fix(params, *, bits, signed):
+    del signed
+    return params | {'bits': jnp.float32(bits)}
+
+
+FORMS = {
+    'step_range': Form(
+        'step_range',
+        _step_range_init,
+        _step_range_apply,
+        _step_range_bits,
+        _step_range_project,
+        _step_range_fix,
+    ),
+    'range_bits': Form(
+        'range_bits',
+        _range_bits_init,
+        _range_bits_apply,
+        _range_bits_bits,
+        _range_bits_project,
+        _range_bits_fix,
+    ),
+}
+
+
+def is_signed(name: str, kind: str) -> bool:
+    """Whether a tensor takes both signs: weights, samples, images and block outputs do.
+
+    >>> is_signed('stem', 'activation'), is_signed('iii.0.project', 'activation')
+    (False, True)
+    """
+    return kind == 'weight' or name in ('input', 'frontend') or name.endswith('.project')
+
+
+def apply_quantizers(form: Form, quant_params: dict, bits: dict, name: str, kind: str, x):
+    """Rounds one tensor of a network: what `network.apply` calls as `quant(name, kind, x)`.
+
+    Args:
+      form: how to round.
+      quant_params: `{layer: {'weight': {...}, 'activation': {...}}}`.
+      bits: `{layer: {'weight': int | None, 'activation': int | None}}`, static; None is learned.
+      name, kind: which tensor.
+      x: its value. Front-end filters `[kernel, filters]` are brought to largest magnitude 1 per
+        filter first (each output channel stores a multiplier anyway).
+    """
+    own = quant_params[name][kind]
+    rounded = functools.partial(
+        form.apply, own, bits=bits[name][kind], signed=is_signed(name, kind)
+    )
+    if name == 'frontend' and kind == 'weight':
+        peak = jnp.maximum(jnp.max(jnp.abs(x), axis=0, keepdims=True), 1e-8)
+        return rounded(x / peak) * peak
+    return rounded(x)
+
+
+def make_quant(form: Form, quant_params: dict, bits: dict) -> Callable:
+    """`apply_quantizers` with its first three arguments given."""
+    return functools.partial(apply_quantizers, form, quant_params, bits)
+
+
+def learned_bits(form: Form, quant_params: dict, kind: str) -> dict[str, jax.Array]:
+    """The learned width of every tensor of one kind, real and differentiable."""
+    return {
+        name: form.bits(own[kind], signed=is_signed(name, kind))
+        for name, own in quant_params.items()
+        if kind in own
+    }
+
+
+def project(form: Form, quant_params: dict) -> dict:
+    """All parameters within their bounds; to be called after each update."""
+    return {
+        name: {k: form.project(p, signed=is_signed(name, k)) for k, p in own.items()}
+        for name, own in quant_params.items()
+    }
+
+
+def fix_bits(form: Form, quant_params: dict, bits: dict) -> dict:
+    """Parameters for the whole widths `{layer: {kind: int}}`, each tensor keeping its range."""
+    return {
+        name: {
+            k: form.fix(p, bits=bits[name][k], signed=is_signed(name, k)) for k, p in own.items()
+        }
+        for name, own in quant_params.items()
+    }

@@ -1,0 +1,103 @@
+"""Rounding with straight-through gradients: the arithmetic that every quantizer here is made of."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def round_through(x: jax.Array) -> jax.Array:
+    """Rounds to the nearest integer (ties to even); the gradient passes as if it did not.
+
+    >>> round_through(jnp.array([0.4, 1.6]))
+    Array([0., 2.], dtype=float32)
+    """
+    return jnp.round(x)
+
+
+round_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def quantize(x: jax.Array, step: jax.Array, levels: jax.Array, signed: bool) -> jax.Array:
+    """Rounds `x` to multiples of `step` after clipping to `levels` steps; learns both.
+
+    `step * round(clip(x / step, -levels if signed else 0, levels))`. With `levels` an integer this
+    is LSQ (Esser et al. 2020, eq. 3); with `levels = range / step` it is the step-and-range form of
+    Uhlich et al. 2020 (eq. 5); with `step = range / levels(bits)` the form of Peter et al. 2021.
+
+    Args:
+      x: any shape, float32.
+      step: scalar > 0, in the unit of `x`.
+      levels: scalar > 0, largest code; need not be an integer.
+      signed: codes run from -levels, or from 0.
+
+    Gradient, with the rounding residue `r = round(v) - v` of the clipped `v` held constant: to `x`
+    1 inside the range and 0 outside; to `step` r inside and the rounded bound outside; to `levels`
+    0 inside and ±step outside (0 below an unsigned range).
+
+    >>> quantize(jnp.array([0.26, -2.0]), jnp.array(0.5), jnp.array(3.0), True)
+    Array([ 0.5, -1.5], dtype=float32)
+    """
+    low = -levels if signed else jnp.zeros_like(levels)
+    return step * jnp.round(jnp.clip(x / step, low, levels))
+
+
+def _quantize_forward(x, step, levels, signed):
+    return quantize(x, step, levels, signed), (x, step, levels)
+
+
+def _quantize_backward(signed, saved, g):
+    x, step, levels = saved
+    v = x / step
+    low = -levels if signed else jnp.zeros_like(levels)
+    inside = (v >= low) & (v <= levels)
+    code = jnp.round(jnp.clip(v, low, levels))
+    to_x = jnp.where(inside, g, 0.0)
+    to_step = jnp.sum(g * jnp.where(inside, code - v, code))
+    side = (v > levels).astype(g.dtype) - ((v < low) & signed).astype(g.dtype)
+    to_levels = jnp.sum(g * side) * step
+    return to_x, to_step, to_levels
+
+
+quantize.defvjp(_quantize_forward, _quantize_backward)
+
+
+@jax.custom_vjp
+def binarize(x: jax.Array, step: jax.Array) -> jax.Array:
+    """`step * sign(x)` with sign(0) = 1: one signed bit; learns `step`.
+
+    Args:
+      x: any shape, float32.
+      step: scalar > 0, in the unit of `x`.
+
+    Gradient: to `x` 1 where |x| <= 2 step and 0 elsewhere (Hubara et al. 2016, with a clip in
+    units of the step); to `step` the sign.
+
+    >>> binarize(jnp.array([0.1, -3.0, 0.0]), jnp.array(0.5))
+    Array([ 0.5, -0.5,  0.5], dtype=float32)
+    """
+    return jnp.where(x >= 0, step, -step)
+
+
+def _binarize_forward(x, step):
+    return binarize(x, step), (x, step)
+
+
+def _binarize_backward(saved, g):
+    x, step = saved
+    to_x = jnp.where(jnp.abs(x) <= 2 * step, g, 0.0)
+    return to_x, jnp.sum(jnp.where(x >= 0, g, -g))
+
+
+binarize.defvjp(_binarize_forward, _binarize_backward)
+
+
+def largest_code(bits: jax.Array | int, signed: bool) -> jax.Array | int:
+    """The largest code of a `bits`-wide grid: `2^(bits-1) - 1` signed (narrow), `2^bits - 1` not.
+
+    >>> largest_code(8, True), largest_code(2, False)
+    (127, 3)
+    """
+    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1

@@ -1,0 +1,74 @@
+"""Logits of many clips, and what they score."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+
+def predict_all(predict: Callable, audio: np.ndarray, *, batch: int = 250) -> np.ndarray:
+    """Logits of all clips.
+
+    Args:
+      predict: jitted `predict(int16 [batch, samples]) -> [batch, classes]`.
+      audio: int16 `[clips, samples]`.
+      batch: clips at a time; the last batch is filled up with zeros.
+
+    Returns:
+      float32 `[clips, classes]`.
+    """
+    parts = []
+    for start in range(0, len(audio), batch):
+        part = audio[start : start + batch]
+        if len(part) < batch:
+            part = np.concatenate([part, np.zeros((batch - len(part), audio.shape[1]), np.int16)])
+        parts.append(np.asarray(jax.device_get(predict(part)))[: len(audio) - start])
+    return np.concatenate(parts)
+
+
+def wilson_interval(correct: int, clips: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927).
+
+    >>> [round(x, 3) for x in wilson_interval(90, 100)]
+    [0.826, 0.945]
+    """
+    if clips <= 0:
+        raise ValueError(f'an accuracy needs at least one clip, got {clips}')
+    p, n = correct / clips, clips
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
+    """Accuracy with its interval, loss, recall per class and confusion matrix.
+
+    Args:
+      logits: `[clips, classes]`.
+      labels: int `[clips]`.
+      names: the classes.
+
+    Returns:
+      JSON-ready dict: `accuracy`, `accuracy_interval` (95 %), `clips`, `cross_entropy` (nats),
+      `recall` per class (None without clips), `confusion` `[true][predicted]`, `labels`.
+    """
+    logits = np.asarray(logits, np.float64)
+    predicted = logits.argmax(axis=1)
+    confusion = np.zeros((len(names), len(names)), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    correct, clips = int((predicted == labels).sum()), len(labels)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    totals = confusion.sum(axis=1)
+    return {
+        'accuracy': correct / clips,
+        'accuracy_interval': list(wilson_interval(correct, clips)),
+        'clips': clips,
+        'cross_entropy': float(-log_p[np.arange(clips), labels].mean()),
+        'recall': {
+            name: (float(confusion[i, i] / totals[i]) if totals[i] else None)
+            for i, name in enumerate(names)
+        },
+        'confusion': confusion.tolist(),
+        'labels': list(names),
+    }

@@ -1,0 +1,380 @@
+"""Whole runs: training a network, and training it through rounding. Each takes and returns a `Model`."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kws_jax import costs, network, quantizers
+from kws_jax.data.augment import int16_to_float
+from kws_jax.data.batches import steps_per_epoch, training_source
+from kws_jax.model import Model, quantized_taps
+from kws_jax.quantizers.forms import is_signed
+from kws_jax.training.evaluation import predict_all, score
+from kws_jax.training.loop import fit
+from kws_jax.training.state import TrainState, adam_cosine, sgd
+from kws_jax.training.steps import (
+    Quantization,
+    Recipe,
+    final_weights,
+    init_train_state,
+    make_train_chunk,
+)
+
+CHUNK = 10
+
+
+def evaluate_model(model: Model, data, split: str, *, silence: str = 'noise') -> dict:
+    """What `evaluation.score` says of a model on one split of the data."""
+    audio, labels = data.evaluation(split, silence=silence)
+    return score(predict_all(model.predictor(), audio), labels, model.labels)
+
+
+def _validator(data, front_end, architecture, quantization: Quantization | None) -> Callable:
+    """`evaluate(state)` on the validation split, with what the run would end with now."""
+    audio, labels = data.evaluation('validation')
+
+    @jax.jit
+    def predict(weights, quant_params, clips):
+        quant = network.no_quant
+        if quantization is not None:
+            quant = quantizers.make_quant(quantization.form, quant_params, quantization.bits)
+        logits, _ = network.apply(
+            *weights,
+            int16_to_float(clips),
+            front_end=front_end,
+            architecture=architecture,
+            quant=quant,
+        )
+        return logits
+
+    def evaluate(state: TrainState) -> dict:
+        weights = final_weights(state)
+        result = score(
+            predict_all(lambda clips: predict(weights, state.quant, clips), audio),
+            labels,
+            data.labels.names,
+        )
+        values = {'accuracy': result['accuracy'], 'cross_entropy': result['cross_entropy']}
+        if quantization is not None:
+            values['weight_bits'] = quantization.mean_bits(state.quant, 'weight')
+            values['activation_bits'] = quantization.mean_bits(state.quant, 'activation')
+            values['bits'] = {
+                kind: {
+                    name: own
+                    if quantization.bits[name][kind] is None
+                    else quantization.bits[name][kind]
+                    for name, own in quantizers.learned_bits(
+                        quantization.form, state.quant, kind
+                    ).items()
+                }
+                for kind in ('weight', 'activation')
+            }
+        return values
+
+    return evaluate
+
+
+def train(
+    model: Model, *, data, config: dict, workdir, name: str, teacher: Model | None = None
+) -> Model:
+    """Trains a float network from the weights of `model`.
+
+    Args:
+      model: where to start.
+      data: `Dataset`.
+      config: `seed`, `batch`, `epochs`, `lr`, `warmup_epochs`, `weight_decay`, `recipe`.
+      workdir: run directory; an interrupted run continues there.
+      name: of the run, for display.
+      teacher: float model for `recipe['distill']` > 0.
+
+    Returns:
+      The model after the last epoch (its moving average where the recipe keeps one).
+    """
+    per_epoch = steps_per_epoch(data, config['batch'])
+    recipe = Recipe(seed=config['seed'], **config['recipe'])
+    optimizer = sgd(
+        lr=config['lr'],
+        steps=per_epoch * config['epochs'],
+        warmup_steps=int(per_epoch * config['warmup_epochs']),
+        weight_decay=config['weight_decay'],
+    )
+    front_end = model.make_front_end()
+    chunk = make_train_chunk(
+        front_end=front_end,
+        architecture=model.architecture,
+        optimizer=optimizer,
+        recipe=recipe,
+        noise=jnp.asarray(data.noise),
+        teacher=None if teacher is None else float_logits(teacher),
+    )
+    state, summary = fit(
+        workdir=workdir,
+        state=init_train_state(model.params, model.averages, optimizer, recipe=recipe),
+        chunk=chunk,
+        source=training_source(data, batch=config['batch'], seed=config['seed']),
+        total_steps=per_epoch * config['epochs'],
+        steps_per_epoch=per_epoch,
+        chunk_size=CHUNK,
+        evaluate=_validator(data, front_end, model.architecture, None),
+        config=config | {'architecture': model.architecture.to_json(), 'data': data.fingerprint},
+        name=name,
+    )
+    params, averages = final_weights(state)
+    card = {
+        'validation_accuracy': summary['eval']['accuracy'],
+        'wall_seconds': summary['wall_seconds'],
+    }
+    return dataclasses.replace(model, params=params, averages=averages, quant=None, card=card)
+
+
+def float_logits(model: Model) -> Callable:
+    """`teacher(float32 [batch, samples]) -> logits` of a float model."""
+    front_end = model.make_front_end()
+    return lambda audio: network.apply(
+        model.params, model.averages, audio, front_end=front_end, architecture=model.architecture
+    )[0]
+
+
+def start_quantizers(
+    model: Model, *, data, form: quantizers.Form, bits: dict, clips: int = 64
+) -> dict:
+    """Quantizer parameters that fit the float model on some training clips."""
+    rows, _ = data.epoch(seed=0, epoch=0)
+    audio = int16_to_float(jnp.asarray(data.batch(rows[rows >= 0][:clips])))
+    front_end = model.make_front_end()
+    samples = quantizers.collect(
+        lambda quant: network.apply(
+            model.params,
+            model.averages,
+            audio,
+            front_end=front_end,
+            architecture=model.architecture,
+            quant=quant,
+        )
+    )
+    return quantizers.init_quant_params(form, samples, bits)
+
+
+def _quantized_run(model, quant_params, quantization, *, data, config, epochs, lr, workdir, name):
+    """One `fit` through rounding; returns the final state and its summary."""
+    per_epoch = steps_per_epoch(data, config['batch'])
+    steps = per_epoch * epochs
+    recipe = Recipe(seed=config['seed'], **config['recipe'])
+    optimizer = sgd(
+        lr=lr,
+        steps=steps,
+        warmup_steps=min(per_epoch // 2, steps // 10),
+        weight_decay=config['weight_decay'],
+    )
+    quantization = dataclasses.replace(
+        quantization,
+        optimizer=adam_cosine(lr=config['quant_lr'], steps=steps),
+        frozen_averages_from=int(steps * config['batch_statistics']),
+    )
+    front_end = model.make_front_end()
+    chunk = make_train_chunk(
+        front_end=front_end,
+        architecture=model.architecture,
+        optimizer=optimizer,
+        recipe=recipe,
+        noise=jnp.asarray(data.noise),
+        quantization=quantization,
+        teacher=float_logits(model) if recipe.distill else None,
+    )
+    state = init_train_state(
+        model.params,
+        model.averages,
+        optimizer,
+        recipe=recipe,
+        quant=quant_params,
+        quant_optimizer=quantization.optimizer,
+    )
+    return fit(
+        workdir=workdir,
+        state=state,
+        chunk=chunk,
+        source=training_source(data, batch=config['batch'], seed=config['seed'] + 1),
+        total_steps=steps,
+        steps_per_epoch=per_epoch,
+        chunk_size=CHUNK,
+        evaluate=_validator(data, front_end, model.architecture, quantization),
+        config=config | {'architecture': model.architecture.to_json(), 'data': data.fingerprint},
+        name=name,
+    )
+
+
+def _sites(model):
+    taps = quantized_taps(model.make_front_end())
+    return {
+        'weight_sites': costs.weight_sites(model.architecture, front_end_weights=taps),
+        'activation_sites': costs.activation_sites(model.architecture),
+    }
+
+
+def quantize_fixed(
+    model: Model, *, weight: int, activation: int, data, config: dict, workdir, name: str
+) -> Model:
+    """Trains a float model through rounding at fixed bit-widths, everywhere.
+
+    Args:
+      model: a trained float model; it also teaches where `recipe['distill']` > 0.
+      weight, activation: bit-widths, 1 to 8 (16 is accepted, to check the arithmetic).
+      data: `Dataset`.
+      config: `form`, `seed`, `batch`, `epochs`, `lr`, `quant_lr`, `weight_decay`, `recipe`,
+        `batch_statistics`: share of the steps after which batch norm keeps its averages.
+      workdir: run directory.
+      name: of the run.
+
+    Raises:
+      ValueError: a bit-width out of range.
+    """
+    for argument, bits in (('weight', weight), ('activation', activation)):
+        if bits not in (*range(1, 9), 16):
+            raise ValueError(f'{argument} must be in 1..8 bits (or 16), got {bits}')
+    form, sites = quantizers.FORMS[config['form']], _sites(model)
+    bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
+    state, summary = _quantized_run(
+        model,
+        start_quantizers(model, data=data, form=form, bits=bits),
+        Quantization(form=form, bits=bits, optimizer=None, **sites),
+        data=data,
+        config=config,
+        epochs=config['epochs'],
+        lr=config['lr'],
+        workdir=workdir,
+        name=name,
+    )
+    return _finished(model, state, form, bits, summary, {})
+
+
+def _finished(model, state, form, bits, summary, facts):
+    params, averages = final_weights(state)
+    card = facts | {
+        'validation_accuracy': summary['eval']['accuracy'],
+        'wall_seconds': facts.get('wall_seconds', 0.0) + summary['wall_seconds'],
+    }
+    return dataclasses.replace(
+        model,
+        params=params,
+        averages=averages,
+        quant={'form': form.name, 'bits': bits, 'params': state.quant},
+        card=card,
+    )
+
+
+def budget_price(*, mean: float, strength: float) -> Callable:
+    """`strength * max(bits - mean, 0)^2`: nothing below the budget (Uhlich et al. 2020, eq. 12)."""
+    return lambda bits: strength * jnp.square(jnp.maximum(bits - mean, 0.0))
+
+
+def flash_to_mean_bits(model: Model, flash_bytes: float) -> float:
+    """The mean weight bit-width at which the exported model takes `flash_bytes`.
+
+    Raises:
+      ValueError: the budget does not even hold what is stored beside the weights.
+    """
+    taps = quantized_taps(model.make_front_end())
+    filters = model.architecture.space.image_shape[1] if taps else 0
+    sites = costs.weight_sites(model.architecture, front_end_weights=taps)
+    beside = costs.stored_bits(
+        model.architecture, weight_bits=0, front_end_weights=taps, front_end_filters=filters
+    )
+    mean = (flash_bytes * 8 - beside) / sum(sites.values())
+    if mean < 2:
+        least = (beside + 2 * sum(sites.values())) / 8
+        raise ValueError(
+            f'flash_bytes must be at least {least:.0f} for this architecture at 2 bits per weight, '
+            f'got {flash_bytes:g}; ask for more flash or search a smaller network'
+        )
+    return mean
+
+
+def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) -> Model:
+    """Learns the bit-width of every weight and activation tensor, then trains at whole widths.
+
+    First the widths move under their price together with weights, steps and ranges. Then whole
+    widths are allocated along the learned profile, so that the budget is met, and training goes on
+    at these.
+
+    Args:
+      model: a trained float model; it also teaches where `recipe['distill']` > 0.
+      data: `Dataset`.
+      config: as for `quantize_fixed`, and `start_bits`, `learn_epochs`, `learn_lr`, `price`:
+        'budget' (`mean_weight_bits`, `mean_activation_bits`, `strength`; or `flash_bytes` for the
+        weights) or 'linear' (`weight_lambda`, `activation_lambda`; the paper's form, which has no
+        budget).
+      workdir: holds the two runs, `learn` and `finetune`.
+      name: of the run.
+    """
+    form, sites = quantizers.FORMS[config['form']], _sites(model)
+    learned = quantizers.uniform_bits(*sites.values(), weight=None, activation=None)
+    start = quantizers.uniform_bits(
+        *sites.values(), weight=config['start_bits'], activation=config['start_bits']
+    )
+    budget = None
+    if config['price'] == 'budget':
+        flash = config.get('flash_bytes')
+        budget = {
+            'weight': flash_to_mean_bits(model, flash) if flash else config['mean_weight_bits'],
+            'activation': config['mean_activation_bits'],
+        }
+        prices = {
+            f'{kind}_price': budget_price(mean=mean, strength=config['strength'])
+            for kind, mean in budget.items()
+        }
+    elif config['price'] == 'linear':
+        prices = {
+            f'{kind}_price': lambda bits, rate=config[f'{kind}_lambda']: rate * bits
+            for kind in ('weight', 'activation')
+        }
+    else:
+        raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
+    run = {'data': data, 'config': config}
+    state, summary = _quantized_run(
+        model,
+        start_quantizers(model, data=data, form=form, bits=start),
+        Quantization(form=form, bits=learned, optimizer=None, **sites, **prices),
+        epochs=config['learn_epochs'],
+        lr=config['learn_lr'],
+        workdir=workdir / 'learn',
+        name=f'{name}: learn',
+        **run,
+    )
+    bits = whole_bits(form, state.quant, sites, budget)
+    fixed = Quantization(form=form, bits=bits, optimizer=None, **sites)
+    tuned = dataclasses.replace(model, params=state.params, averages=state.averages)
+    final, more = _quantized_run(
+        tuned,
+        quantizers.fix_bits(form, state.quant, bits),
+        fixed,
+        epochs=config['epochs'],
+        lr=config['lr'],
+        workdir=workdir / 'finetune',
+        name=f'{name}: finetune',
+        **run,
+    )
+    facts = {'wall_seconds': summary['wall_seconds'], 'budget': budget}
+    return _finished(model, final, form, bits, more, facts)
+
+
+def whole_bits(form, quant_params, sites: dict, budget: dict | None) -> dict:
+    """Whole widths along the learned profile `{layer: {kind: int}}`, within the budget if there is
+    one (mean bits by kind), else each rounded."""
+    bits = {}
+    for kind in ('weight', 'activation'):
+        sizes = sites[f'{kind}_sites']
+        learned = {
+            name: float(own)
+            for name, own in quantizers.learned_bits(form, quant_params, kind).items()
+        }
+        floor = {name: 2 if is_signed(name, kind) else 1 for name in sizes}
+        if budget is None:
+            whole = {name: int(np.clip(round(learned[name]), floor[name], 8)) for name in sizes}
+        else:
+            whole = quantizers.allocate_bits(learned, sizes, mean=budget[kind], minimum=floor)
+        for name, width in whole.items():
+            bits.setdefault(name, {})[kind] = width
+    return bits
