@@ -57,9 +57,26 @@ def batch_norm_init(channels: int, *, learned: bool = True) -> tuple[dict, dict]
     return params, {'mean': jnp.zeros(channels), 'var': jnp.ones(channels)}
 
 
+@jax.custom_vjp
 def pointwise_conv(x: jax.Array, w: jax.Array) -> jax.Array:
     """1x1 convolution: `[batch, h, w, in]` times `[in, out]`."""
     return jax.lax.dot_general(x, w, (((3,), (0,)), ((), ())))
+
+
+def _pointwise_forward(x, w):
+    return pointwise_conv(x, w), (x, w)
+
+
+def _pointwise_backward(saved, g):
+    # As two plain matrix products; what autodiff makes of it has XLA:CPU transpose whole images.
+    x, w = saved
+    flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    to_w = jax.lax.dot_general(flat_x, flat_g, (((0,), (0,)), ((), ())))
+    to_x = jax.lax.dot_general(flat_g, w, (((1,), (1,)), ((), ())))
+    return to_x.reshape(x.shape), to_w
+
+
+pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Array:

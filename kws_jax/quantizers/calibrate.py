@@ -11,18 +11,19 @@ from kws_jax.quantizers.forms import Form, is_signed
 SAMPLE = 4096
 
 
-def collect(run: Callable) -> dict[tuple[str, str], np.ndarray]:
+def collect(run: Callable, *inputs) -> dict[tuple[str, str], np.ndarray]:
     """Typical values of every weight and activation.
 
     Args:
-      run: `run(quant)` runs the network on some clips with that quantizer; it is traced once.
+      run: `run(quant, *inputs)` runs the network on some clips with that quantizer; traced once.
+      *inputs: weights, averages and clips.
 
     Returns:
       For each (name, kind) about 4,096 values, evenly taken, the extremes among them. Front-end
       filters are scaled to largest magnitude 1 each, as they are when quantized.
     """
 
-    def traced():
+    def traced(*inputs):
         seen = {}
 
         def quant(name, kind, x):
@@ -35,10 +36,10 @@ def collect(run: Callable) -> dict[tuple[str, str], np.ndarray]:
             seen[f'{name}/{kind}'] = jnp.concatenate([flat[::every], extremes])
             return x
 
-        run(quant)
+        run(quant, *inputs)
         return seen
 
-    values = jax.jit(traced)()
+    values = jax.jit(traced)(*inputs)
     return {tuple(key.rsplit('/', 1)): np.asarray(v) for key, v in values.items()}
 
 

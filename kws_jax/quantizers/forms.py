@@ -30,9 +30,12 @@ class Form(NamedTuple):
       name: how configs call it.
       init: `init(sample, *, bits, signed, is_weight) -> params`, from an array of typical values.
       apply: `apply(params, x, *, bits, signed) -> x` rounded; `bits=None` uses the learned width.
-      bits: `bits(params, *, signed) -> scalar`, the learned width, real and differentiable.
+        A whole width is read from `params['levels']`, so that one compiled program serves all;
+        `bits` only tells one signed bit from more.
+      bits: `bits(params, *, signed) -> scalar`, the width, real and differentiable.
       project: `project(params, *, signed) -> params` within the bounds.
-      fix: `fix(params, *, bits, signed) -> params` for a whole width, keeping the range.
+      fix: `fix(params, *, bits, signed) -> params` for a whole width, keeping the range: adds
+        `levels`, the largest code, which no optimizer moves.
     """
 
     name: str
@@ -67,6 +70,10 @@ def _minimum_bits(signed: bool) -> int:
     return 2 if signed else 1
 
 
+def _whole_bits(params, signed):
+    return jax.lax.stop_gradient(jnp.log2(params['levels'] + 1.0) + signed)
+
+
 def _step_range_init(sample, *, bits, signed, is_weight):
     del is_weight
     limit = best_range(sample, bits=bits, signed=signed)
@@ -83,15 +90,19 @@ def _step_range_apply(params, x, *, bits, signed):
         return quantize(x, step, jnp.exp2(params['log_range']) / step, signed)
     if bits == 1 and signed:
         return binarize(x, step)
-    return quantize(x, step, jnp.float32(largest_code(bits, signed)), signed)
+    return quantize(x, step, jax.lax.stop_gradient(params['levels']), signed)
 
 
 def _step_range_bits(params, *, signed):
+    if 'levels' in params:
+        return _whole_bits(params, signed)
     levels = jnp.exp2(params['log_range'] - params['log_step'])
     return jnp.log2(levels + 1.0) + signed
 
 
 def _step_range_project(params, *, signed):
+    if 'levels' in params:
+        return params
     low = np.log2(largest_code(_minimum_bits(signed), signed))
     high = np.log2(largest_code(MAX_BITS, signed))
     log_range = jnp.maximum(params['log_range'], params['log_step'] + low)
@@ -99,8 +110,9 @@ def _step_range_project(params, *, signed):
 
 
 def _step_range_fix(params, *, bits, signed):
-    levels = max(largest_code(bits, signed), 1)
-    return params | {'log_step': params['log_range'] - np.float32(np.log2(levels))}
+    levels = np.float32(largest_code(bits, signed))
+    step = params['log_range'] - np.log2(max(levels, np.float32(1)))
+    return params | {'log_step': step, 'levels': jnp.asarray(levels)}
 
 
 def _range_bits_init(sample, *, bits, signed, is_weight):
@@ -116,24 +128,26 @@ def _range_bits_apply(params, x, *, bits, signed):
     limit = jnp.maximum(limit, 1e-8)
     if bits == 1 and signed:
         return binarize(x, limit)
-    width = round_through(params['bits']) if bits is None else jnp.float32(bits)
-    levels = jnp.exp2(width - signed) - 1.0
+    if bits is None:
+        levels = jnp.exp2(round_through(params['bits']) - signed) - 1.0
+    else:
+        levels = jax.lax.stop_gradient(params['levels'])
     return quantize(x, limit / levels, levels, signed)
 
 
 def _range_bits_bits(params, *, signed):
-    del signed
-    return round_through(params['bits'])
+    return _whole_bits(params, signed) if 'levels' in params else round_through(params['bits'])
 
 
 def _range_bits_project(params, *, signed):
     del signed
+    if 'levels' in params:
+        return params
     return params | {'bits': jnp.clip(params['bits'], 2.0, float(MAX_BITS))}
 
 
 def _range_bits_fix(params, *, bits, signed):
-    del signed
-    return params | {'bits': jnp.float32(bits)}
+    return params | {'bits': jnp.float32(bits), 'levels': jnp.float32(largest_code(bits, signed))}
 
 
 FORMS = {
@@ -192,7 +206,7 @@ def make_quant(form: Form, quant_params: dict, bits: dict) -> Callable:
 
 
 def learned_bits(form: Form, quant_params: dict, kind: str) -> dict[str, jax.Array]:
-    """The learned width of every tensor of one kind, real and differentiable."""
+    """The width of every tensor of one kind, real and differentiable where it is learned."""
     return {
         name: form.bits(own[kind], signed=is_signed(name, kind))
         for name, own in quant_params.items()

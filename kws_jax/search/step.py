@@ -14,6 +14,7 @@ from kws_jax.search import arch as arch_lib
 from kws_jax.search.prices import Price
 from kws_jax.space import SearchSpace
 from kws_jax.training import losses
+from kws_jax.training.chunks import make_chunk
 from kws_jax.training.state import TrainState, decayed
 from kws_jax.training.steps import Recipe, step_key, training_input
 
@@ -179,7 +180,7 @@ def make_search_chunk(
     warmup_steps: int,
     arch_every: int,
 ) -> Callable:
-    """Builds `chunk(state, batches) -> (state, metrics)`, jitted: a scan of whole search steps.
+    """Builds `chunk(state, batches) -> (state, metrics)` out of whole search steps.
 
     Each step updates the weights of a sampled path; from `warmup_steps` on every `arch_every`-th
     also updates the arch params, under `lax.cond`. `arch_every=0` never does (uniform sampling).
@@ -218,11 +219,7 @@ def make_search_chunk(
         }
         return state.replace(step=state.step + 1), metrics
 
-    @jax.jit
-    def scan(state, batches, noise):
-        return jax.lax.scan(lambda s, b: step(s, b, noise), state, batches)
-
-    return lambda state, batches: scan(state, batches, noise)
+    return make_chunk(step, noise)
 
 
 def init_search_state(

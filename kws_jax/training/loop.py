@@ -272,7 +272,11 @@ class _Run:
         self._tick()
         self.meta['eval'] = values
         self._write('eval', values)
-        numbers = ', '.join(f'{k} {v:.4f}' for k, v in values.items() if isinstance(v, int | float))
+        numbers = ', '.join(
+            f'{k} {v:.4f}'
+            for k, v in values.items()
+            if isinstance(v, int | float) and '/' not in k
+        )
         self.bar.say(f'epoch {self.epoch}, step {self.step}: {numbers}')
 
     def _write(self, kind, values):

@@ -62,14 +62,7 @@ def _validator(data, front_end, architecture, quantization: Quantization | None)
             values['weight_bits'] = quantization.mean_bits(state.quant, 'weight')
             values['activation_bits'] = quantization.mean_bits(state.quant, 'activation')
             values['bits'] = {
-                kind: {
-                    name: own
-                    if quantization.bits[name][kind] is None
-                    else quantization.bits[name][kind]
-                    for name, own in quantizers.learned_bits(
-                        quantization.form, state.quant, kind
-                    ).items()
-                }
+                kind: quantizers.learned_bits(quantization.form, state.quant, kind)
                 for kind in ('weight', 'activation')
             }
         return values
@@ -145,16 +138,18 @@ def start_quantizers(
     rows, _ = data.epoch(seed=0, epoch=0)
     audio = int16_to_float(jnp.asarray(data.batch(rows[rows >= 0][:clips])))
     front_end = model.make_front_end()
-    samples = quantizers.collect(
-        lambda quant: network.apply(
-            model.params,
-            model.averages,
+
+    def run(quant, params, averages, audio):
+        return network.apply(
+            params,
+            averages,
             audio,
             front_end=front_end,
             architecture=model.architecture,
             quant=quant,
         )
-    )
+
+    samples = quantizers.collect(run, model.params, model.averages, audio)
     return quantizers.init_quant_params(form, samples, bits)
 
 
@@ -238,7 +233,9 @@ def quantize_fixed(
     bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
     state, summary = _quantized_run(
         model,
-        start_quantizers(model, data=data, form=form, bits=bits),
+        quantizers.fix_bits(
+            form, start_quantizers(model, data=data, form=form, bits=bits), bits
+        ),
         Quantization(form=form, bits=bits, optimizer=None, **sites),
         data=data,
         config=config,

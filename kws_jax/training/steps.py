@@ -13,6 +13,7 @@ from kws_jax.data.augment import augment, mixup, spec_augment
 from kws_jax.frontends import FrontEnd
 from kws_jax.space import Architecture
 from kws_jax.training import losses
+from kws_jax.training.chunks import make_chunk
 from kws_jax.training.state import TrainState, move_average
 
 
@@ -67,11 +68,7 @@ class Quantization:
     def mean_bits(self, quant_params, kind: str) -> jax.Array:
         """Mean bit-width of one kind, weighted by size, fixed and learned ones together."""
         sites = self.weight_sites if kind == 'weight' else self.activation_sites
-        learned = quantizers.learned_bits(self.form, quant_params, kind)
-        each = {
-            name: learned[name] if self.bits[name][kind] is None else self.bits[name][kind]
-            for name in sites
-        }
+        each = quantizers.learned_bits(self.form, quant_params, kind)
         return jnp.asarray(costs.mean_bits(each, sites), jnp.float32)
 
 
@@ -189,11 +186,7 @@ def make_train_chunk(
         )
         return state, metrics
 
-    @jax.jit
-    def scan(state, batches, noise):
-        return jax.lax.scan(lambda s, b: step(s, b, noise), state, batches)
-
-    return lambda state, batches: scan(state, batches, noise)
+    return make_chunk(step, noise)
 
 
 def init_train_state(
