@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'unknown_percent': 12.0,
         'silence_percent': 10.0,
     }
-    config.front_end = {'name': 'sinc', 'filters': 60, 'compression': 'log'}
+    config.front_end = {'name': 'sinc', 'filters': 60, 'compression': 'log', 'quadrature': True}
     config.space = {'name': 'table1'}
     config.target = {'macs': 13.6e6, 'tolerance': 0.05, 'parameters': 75700.0}
     augment = PAPER_AUGMENT | {
@@ -37,8 +37,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     plain = {'label_smoothing': 0.1, 'augment': augment}
     config.search = {
         'method': 'proxyless',
-        'warmup_epochs': 4,
-        'epochs': 8,
+        'warmup_epochs': 3,
+        'epochs': 6,
         'warmup_lr': 0.1,
         'lr': 0.1,
         'weight_decay': 4e-5,
@@ -69,7 +69,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     quantized = {
         'form': 'step_range',
-        'epochs': 5,
+        'epochs': 4,
         'lr': 0.02,
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
