@@ -109,12 +109,14 @@ def _paper(config):
 
 
 def _quickstart(config):
+    # few clips: small batches give the supernet enough updates
+    config.batch = 32
     config.target.macs = 6.0e6
     config.front_end.filters = 40
-    config.search.update({'warmup_epochs': 2, 'epochs': 3, 'arch_lr': 0.15})
-    config.train.epochs = 12
-    config.fixed_bits.update({'epochs': 2, 'pairs': ((4, 4), (2, 2))})
-    config.trained_bits.update({'epochs': 2, 'learn_epochs': 2, 'quant_lr': 0.04})
+    config.search.update({'warmup_epochs': 5, 'epochs': 7, 'arch_lr': 0.05, 'lr': 0.05, 'warmup_lr': 0.05})
+    config.train.update({'epochs': 25, 'lr': 0.1})
+    config.fixed_bits.update({'epochs': 4, 'lr': 0.01})
+    config.trained_bits.update({'epochs': 4, 'learn_epochs': 4, 'lr': 0.01, 'learn_lr': 0.015})
 
 
 def _mini(config):

@@ -40,12 +40,19 @@ class CostTable:
     layers: tuple[np.ndarray, ...]
 
     def of(self, architecture: Architecture) -> float:
-        """The cost of one architecture."""
+        """The cost of one architecture of the space that the table was made for."""
         picked = zip(self.layers, architecture.path, strict=True)
         return self.fixed + sum(float(costs[i]) for costs, i in picked)
 
     def expected(self, probabilities: Sequence[jax.Array]) -> jax.Array:
-        """The mean cost when layer l takes choice i with `probabilities[l][i]`; differentiable."""
+        """The mean cost when layer l takes choice i with `probabilities[l][i]`; differentiable.
+
+        Args:
+          probabilities: one float32 array `[choices]` per layer.
+
+        Returns:
+          float32 scalar, in the unit of the table.
+        """
         terms = (
             jnp.dot(p, jnp.asarray(costs, jnp.float32))
             for costs, p in zip(self.layers, probabilities, strict=True)
@@ -67,7 +74,13 @@ def _table(space, fixed, cost):
 
 
 def layer_macs(layer: Layer, choice: Candidate) -> int:
-    """MACs of one searched layer."""
+    """MACs of one searched layer, zero for an identity.
+
+    >>> from kws_jax.space import Candidate, table1_space
+    >>> layer = table1_space().layers[2]  # 20 channels in and out, 25 x 15 pixels
+    >>> layer_macs(layer, Candidate(3, 5)) == 25 * 15 * (20 * 60 + 60 * 5 * 5 + 60 * 20)
+    True
+    """
     if choice.is_identity:
         return 0
     width = layer.in_channels * choice.expansion
@@ -109,7 +122,12 @@ def _fixed_channels(space):
 
 
 def macs_table(space: SearchSpace, *, front_end_macs: int) -> CostTable:
-    """MACs of every choice, front end included."""
+    """MACs of every choice, for one clip.
+
+    Args:
+      space: the search space.
+      front_end_macs: MACs of the front end, which are part of the fixed cost.
+    """
     weights = _fixed_weights(space)
     fixed = (
         front_end_macs
@@ -121,7 +139,20 @@ def macs_table(space: SearchSpace, *, front_end_macs: int) -> CostTable:
 
 
 def parameters_table(space: SearchSpace, *, front_end_parameters: int) -> CostTable:
-    """Parameters of every choice: weights, batch-norm scale and offset, classifier bias."""
+    """Parameters of every choice: weights, batch-norm scale and offset, classifier bias.
+
+    One of the networks that fit the 75.7k parameters of Peter et al. 2021:
+
+    >>> from kws_jax.space import table1_space
+    >>> table = parameters_table(table1_space(), front_end_parameters=120)
+    >>> choices = ['e3k3', 'e3k7', 'e4k3', 'e5k7', 'e5k7', 'e5k5']
+    >>> int(table.of(table1_space().architecture(choices)))
+    75732
+
+    Args:
+      space: the search space.
+      front_end_parameters: parameters of the front end, which are part of the fixed cost.
+    """
     fixed = (
         front_end_parameters
         + sum(_fixed_weights(space).values())
@@ -171,7 +202,11 @@ def activation_sites(architecture: Architecture, *, samples: int = 16000) -> dic
 
 
 def mean_bits(bits: Mapping[str, float], sites: Mapping[str, int]) -> float:
-    """Mean of `bits` over `sites`, weighted by their number of values."""
+    """Mean of `bits` over `sites`, weighted by their number of values.
+
+    >>> mean_bits({'stem': 8, 'head': 2}, {'stem': 100, 'head': 200})
+    4.0
+    """
     return sum(bits[name] * count for name, count in sites.items()) / sum(sites.values())
 
 
@@ -214,7 +249,10 @@ def stored_bits(
 def stored_bits_table(
     space: SearchSpace, *, weight_bits: int, front_end_weights: int, front_end_filters: int
 ) -> CostTable:
-    """Stored bits of every choice at one bit-width for all weights."""
+    """Stored bits of every choice at one bit-width for all weights.
+
+    Args: as `stored_bits`.
+    """
     fixed = weight_bits * (front_end_weights + sum(_fixed_weights(space).values()))
     fixed += _overhead_bits(space, 0, front_end_filters)
 
@@ -255,6 +293,11 @@ def peak_activation_bytes(
     """Largest number of bytes live at once, when convolutions run one after the other.
 
     Live are a convolution's whole input and output, and the block's input where a residual waits.
+
+    Args:
+      architecture: the network.
+      activation_bits: bit-width of each tensor of `activation_sites`, or one for all.
+      samples: length of the waveform, which is live while the front end runs.
     """
     sites = activation_sites(architecture, samples=samples)
 
@@ -290,6 +333,12 @@ def expected_peak_activation_bytes(
 
     The peak is a maximum of independent values, so its mean is the sum of each possible value
     times the difference of the product of the layers' distribution functions; differentiable.
+
+    Args:
+      space: the search space.
+      probabilities: one array `[choices]` per layer.
+      activation_bits: bit-width of every activation.
+      samples: length of the waveform.
     """
     smallest = space.architecture([0] * len(space.layers))
     sites = activation_sites(smallest, samples=samples)

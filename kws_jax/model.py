@@ -1,6 +1,8 @@
 """A trained model as a value: what it is made of, how it is saved, what it costs, how it is run."""
 
 import dataclasses
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -132,12 +134,16 @@ def _unflatten(arrays, prefix):
     return tree
 
 
-def _write(path: pathlib.Path, write: Callable) -> None:
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file beside its place, then moves it there: it is whole or not there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, 'wb') as file:
-            write(file)
+            file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -146,7 +152,11 @@ def _write(path: pathlib.Path, write: Callable) -> None:
 
 
 def save(model: Model, directory) -> pathlib.Path:
-    """Writes `model.json` and `model.npz` into `directory`, which is made if need be."""
+    """Writes `model.json` and `model.npz` into `directory`, which is made if need be.
+
+    Each file is whole or absent whenever the writing stops, and `load` refuses two that do not
+    belong together.
+    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     trees = {'params': model.params, 'averages': model.averages}
@@ -154,7 +164,8 @@ def save(model: Model, directory) -> pathlib.Path:
     if model.quant is not None:
         trees['quant'] = model.quant['params']
         quant = {'form': model.quant['form'], 'bits': model.quant['bits']}
-    arrays = dict(_flatten(trees))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **dict(_flatten(trees)))
     facts = {
         'format': FORMAT,
         'front_end': model.front_end,
@@ -163,10 +174,11 @@ def save(model: Model, directory) -> pathlib.Path:
         'quant': quant,
         'costs': model.costs(),
         'card': model.card,
+        'arrays': _digest(packed.getvalue()),
     }
-    _write(directory / 'model.npz', lambda file: np.savez_compressed(file, **arrays))
     text = json.dumps(facts, indent=1) + '\n'
-    _write(directory / 'model.json', lambda file: file.write(text.encode()))
+    _write(directory / 'model.npz', packed.getvalue())
+    _write(directory / 'model.json', text.encode())
     return directory
 
 
@@ -175,7 +187,7 @@ def load(directory) -> Model:
 
     Raises:
       FileNotFoundError: there is no model; says where one was looked for.
-      ValueError: the files are damaged or of another format.
+      ValueError: the files are damaged, of two models, or of another format.
     """
     directory = pathlib.Path(directory)
     facts_path, arrays_path = directory / 'model.json', directory / 'model.npz'
@@ -186,14 +198,17 @@ def load(directory) -> Model:
                 'model.json and model.npz, such as the model/ of a finished run'
             )
     try:
-        facts = json.loads(facts_path.read_text())
-        with np.load(arrays_path) as file:
+        facts, packed = json.loads(facts_path.read_text()), arrays_path.read_bytes()
+        if facts.get('arrays', _digest(packed)) != _digest(packed):
+            raise ValueError('model.npz is not the one that model.json was written with')
+        with np.load(io.BytesIO(packed)) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:
         raise ValueError(f'the model in {directory} is damaged ({error}); copy it again') from error
     if facts.get('format') != FORMAT:
         raise ValueError(
-            f'the model in {directory} has format {facts.get("format")}, this version reads {FORMAT}'
+            f'the model in {directory} has format {facts.get("format")}, this version reads '
+            f'{FORMAT}; load it with the version that saved it'
         )
     quant = facts['quant']
     if quant is not None:

@@ -17,7 +17,11 @@ from kws_jax.space import Architecture, SearchSpace
 
 
 def init_ends(key: jax.Array, front_end: FrontEnd, space: SearchSpace) -> tuple[dict, dict]:
-    """Weights and averages of what every network of a space shares: front end, stem and head."""
+    """Weights and averages of what every network of a space shares: front end, stem and head.
+
+    Raises:
+      ValueError: the front end makes another image than the space expects.
+    """
     if tuple(front_end.image_shape) != tuple(space.image_shape):
         raise ValueError(
             f'the front end {front_end.name} makes images of {front_end.image_shape}, the space '
@@ -46,8 +50,20 @@ def init(key: jax.Array, front_end: FrontEnd, architecture: Architecture) -> tup
     """Weights and batch-norm averages of a network.
 
     Returns:
-      `params`: `{'frontend', 'stem', '<stage>.<layer>', ..., 'head', 'classifier'}`; identities have
-      no entry. `state`: the averages, alike.
+      `params`: `{'frontend', 'stem', '<stage>.<layer>', ..., 'head', 'classifier'}`; identities
+      have no entry. `state`: the averages, alike, with `image`, without front end and classifier.
+
+    Raises:
+      ValueError: the front end makes another image than the space expects.
+
+    >>> from kws_jax import frontends
+    >>> from kws_jax.space import table1_space
+    >>> front_end = frontends.make('sinc', filters=60)
+    >>> choices = ['e1k3', 'identity', 'e2k5', 'e1k3', 'identity', 'identity']
+    >>> architecture = table1_space().architecture(choices)
+    >>> params, state = init(jax.random.key(0), front_end, architecture)
+    >>> ' '.join(params)
+    'frontend stem head classifier iii.0 iii.2 iv.0'
     """
     space = architecture.space
     params, state = init_ends(jax.random.fold_in(key, 0), front_end, space)

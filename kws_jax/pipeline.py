@@ -61,15 +61,15 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
     folder = workdir / name
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'phase.json'
-    text = json.dumps(config, indent=1, sort_keys=True) + '\n'
-    if path.exists() and path.read_text() != text:
-        old = json.loads(path.read_text())
-        changed = sorted(k for k in {*old, *config} if old.get(k) != json.loads(text).get(k))
+    config = json.loads(json.dumps(config, sort_keys=True))
+    old = json.loads(path.read_text()) if path.exists() else config
+    if old != config:
+        changed = sorted(k for k in {*old, *config} if old.get(k) != config.get(k))
         raise ValueError(
             f'{folder} was made with another configuration (different: {", ".join(changed)}); '
             'use another --workdir, or delete that folder to make it again'
         )
-    path.write_text(text)
+    _write_json(path, config)
     if (folder / 'model' / 'model.json').exists():
         logging.info('%s: finished before, kept', name)
         return model_lib.load(folder / 'model')

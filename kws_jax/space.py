@@ -27,6 +27,8 @@ import functools
 import itertools
 import json
 import math
+import operator
+import re
 
 import numpy as np
 
@@ -39,6 +41,7 @@ class Candidate:
     kernel: int = 0
 
     def __post_init__(self):
+        """Raises ValueError unless it is an identity, or has an odd kernel."""
         if self.is_identity:
             if self.kernel:
                 raise ValueError(f'an identity has no kernel, got kernel {self.kernel}')
@@ -62,18 +65,18 @@ class Candidate:
     def from_name(cls, name: str) -> 'Candidate':
         """The inverse of `name`.
 
+        Raises:
+          ValueError: `name` is not written like this, or there is no such candidate.
+
         >>> Candidate.from_name('e3k5')
         Candidate(expansion=3, kernel=5)
         """
         if name == 'identity':
             return cls()
-        try:
-            expansion, kernel = name.removeprefix('e').split('k')
-            return cls(int(expansion), int(kernel))
-        except ValueError as error:
-            raise ValueError(
-                f"a candidate is written 'identity' or like 'e3k5', got {name!r}"
-            ) from error
+        numbers = re.fullmatch(r'e(\d+)k(\d+)', name)
+        if numbers is None:
+            raise ValueError(f"a candidate is written 'identity' or like 'e3k5', got {name!r}")
+        return cls(*map(int, numbers.groups()))
 
 
 IDENTITY = Candidate()
@@ -89,6 +92,13 @@ def mbconvs(expansions, kernels, *, identity: bool = True) -> tuple[Candidate, .
     return grid + (IDENTITY,) * identity
 
 
+def _check_positive(data, owner, *names):
+    for name in names:
+        value = getattr(data, name)
+        if any(v < 1 for v in (value if isinstance(value, tuple | list) else (value,))):
+            raise ValueError(f'{name} of {owner} must be at least 1, got {value}')
+
+
 @dataclasses.dataclass(frozen=True)
 class Stem:
     """The convolution that meets the image: channels, kernel and stride as (frames, filters)."""
@@ -96,6 +106,12 @@ class Stem:
     channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
+
+    def __post_init__(self):
+        """Raises ValueError where such a convolution is not possible."""
+        _check_positive(self, 'stem', 'channels', 'kernel', 'stride')
+        if any(extent % 2 == 0 for extent in self.kernel):
+            raise ValueError(f'the stem needs an odd kernel, got {self.kernel}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +123,13 @@ class Stage:
     layers: int
     stride: int
     candidates: tuple[Candidate, ...]
+
+    def __post_init__(self):
+        """Raises ValueError for a size below 1, or a candidate that is there twice."""
+        _check_positive(self, f'stage {self.name}', 'channels', 'layers', 'stride')
+        twice = sorted({c.name for c in self.candidates if self.candidates.count(c) > 1})
+        if twice:
+            raise ValueError(f'stage {self.name} has the candidate {", ".join(twice)} twice')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +149,19 @@ class Layer:
     def keeps_shape(self) -> bool:
         """Whether input and output have the same shape: a residual is added, identity may be."""
         return self.stride == 1 and self.in_channels == self.channels
+
+
+def _hint(name, choices):
+    """What may have been meant by a candidate that a layer does not have."""
+    names = [c.name for c in choices]
+    numbers = re.fullmatch(r'e(\d+)k(\d+)', name)
+    if numbers is None:
+        near = difflib.get_close_matches(name, names, 1)
+        return f'did you mean {near[0]}?' if near else f'it has {", ".join(names)}'
+    expansion, kernel = map(int, numbers.groups())
+    blocks = (c for c in choices if not c.is_identity)
+    near = min(blocks, key=lambda c: abs(c.expansion - expansion) + abs(c.kernel - kernel))
+    return f'the nearest is {near.name}'
 
 
 def _strided(shape, stride):
@@ -151,6 +187,8 @@ class SearchSpace:
     head_channels: int
 
     def __post_init__(self):
+        """Raises ValueError where a layer would be left without a convolution to start from."""
+        _check_positive(self, 'the space', 'image_shape', 'classes', 'head_channels')
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f'stages need names that differ, got {names}')
@@ -208,6 +246,7 @@ class SearchSpace:
 
         Raises:
           ValueError: a choice is not in its layer; names the layer and the nearest choice.
+          TypeError: a choice is none of these.
         """
         choices = list(choices)
         if len(choices) != len(self.layers):
@@ -215,19 +254,19 @@ class SearchSpace:
         chosen = []
         for layer, choice in zip(self.layers, choices, strict=True):
             names = [c.name for c in layer.choices]
-            if isinstance(choice, int | np.integer):
-                if not 0 <= choice < len(names):
+            if isinstance(choice, Candidate | str):
+                name = choice if isinstance(choice, str) else choice.name
+                if name not in names:
+                    hint = _hint(name, layer.choices)
+                    raise ValueError(f'layer {layer.name} has no candidate {name!r}; {hint}')
+                index = names.index(name)
+            else:
+                index = operator.index(choice)
+                if not 0 <= index < len(names):
                     raise ValueError(
-                        f'layer {layer.name} has choices 0..{len(names) - 1}, got {choice}'
+                        f'layer {layer.name} has choices 0..{len(names) - 1}, got {index}'
                     )
-                chosen.append(layer.choices[choice])
-                continue
-            name = choice.name if isinstance(choice, Candidate) else str(choice)
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f'; did you mean {near[0]}?' if near else f'; it has {", ".join(names)}'
-                raise ValueError(f'layer {layer.name} has no candidate {name!r}{hint}')
-            chosen.append(layer.choices[names.index(name)])
+            chosen.append(layer.choices[index])
         return Architecture(self, tuple(chosen))
 
     def sample(self, rng: np.random.Generator) -> 'Architecture':
@@ -249,7 +288,11 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, data: dict) -> 'SearchSpace':
-        """A space from what `to_json` wrote."""
+        """A space from what `to_json` wrote.
+
+        Raises:
+          ValueError: something is missing or out of range.
+        """
         try:
             stem = Stem(
                 data['stem']['channels'],
@@ -294,6 +337,7 @@ class Architecture:
         return sum(not choice.is_identity for choice in self.choices)
 
     def __str__(self) -> str:
+        """Names of the choices, stages apart, as in `e3k3 identity | e5k7 e5k5`."""
         groups = itertools.groupby(
             zip(self.space.layers, self.choices, strict=True), key=lambda pair: pair[0].stage
         )
@@ -305,7 +349,11 @@ class Architecture:
 
     @classmethod
     def from_json(cls, data: dict) -> 'Architecture':
-        """An architecture from what `to_json` wrote."""
+        """An architecture from what `to_json` wrote.
+
+        Raises:
+          ValueError: as `SearchSpace.from_json` and `SearchSpace.architecture`.
+        """
         return SearchSpace.from_json(data['space']).architecture(data['choices'])
 
 

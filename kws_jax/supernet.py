@@ -13,40 +13,36 @@ import jax.numpy as jnp
 
 from kws_jax import network
 from kws_jax.frontends import FrontEnd
-from kws_jax.layers.mbconv import mbconv_init, pad_mbconv, padded_mbconv, unpad_mbconv
+from kws_jax.layers.mbconv import padded_mbconv, padded_mbconv_init, unpad_mbconv
 from kws_jax.space import Architecture, Layer, SearchSpace
 
 
 def _blocks(layer: Layer):
-    return [choice for choice in layer.choices if not choice.is_identity]
+    return tuple(choice for choice in layer.choices if not choice.is_identity)
 
 
 def init(key: jax.Array, front_end: FrontEnd, space: SearchSpace) -> tuple[dict, dict]:
-    """Weights and averages of all candidates: as `network.init`, each leaf of a searched layer
-    stacked to `[candidates, ...]` and padded; identity has no weights."""
+    """Weights and averages of all candidates.
+
+    Returns:
+      As `network.init`, each leaf of a searched layer padded and stacked to `[candidates, ...]`;
+      identity has no weights.
+
+    Raises:
+      ValueError: the front end makes another image than the space expects.
+    """
     params, state = network.init_ends(jax.random.fold_in(key, 0), front_end, space)
     for i, layer in enumerate(space.layers):
-        blocks = _blocks(layer)
-        width = layer.in_channels * max(c.expansion for c in blocks)
-        kernel = max(c.kernel for c in blocks)
-        keys = jax.random.split(jax.random.fold_in(key, i + 1), len(blocks))
-        padded = [
-            pad_mbconv(
-                *mbconv_init(k, layer, choice),
-                layer=layer,
-                choice=choice,
-                width=width,
-                kernel=kernel,
-            )
-            for k, choice in zip(keys, blocks, strict=True)
-        ]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
-        params[layer.name], state[layer.name] = stacked
+        params[layer.name], state[layer.name] = padded_mbconv_init(
+            jax.random.fold_in(key, i + 1), layer, _blocks(layer)
+        )
     return params, state
 
 
 def select(space: SearchSpace, tree: dict, path: jax.Array) -> dict:
     """The path's slices of weights, averages or momenta: as `tree`, without the candidate axis.
+
+    `path` is int32 `[layers]` and may be traced.
 
     For an identity the last candidate's slices stand in; they are neither used nor written back.
     """
@@ -144,6 +140,13 @@ def apply(
 ) -> tuple[jax.Array, dict]:
     """Runs one path of the whole supernet.
 
+    Args:
+      params, state: as `init` makes them.
+      audio: float32 `[batch, samples]`.
+      path: int32 `[layers]`; may be traced, so nothing recompiles when it changes.
+      front_end, space: static.
+      train: batch statistics or averages.
+
     Returns:
       Logits `[batch, classes]`, and the whole state with only the path's averages moved.
     """
@@ -199,6 +202,10 @@ def gate_gradients(
 
 def derive(params: dict, state: dict, architecture: Architecture) -> tuple[dict, dict]:
     """The weights and averages of one architecture, cut out of the supernet's.
+
+    Args:
+      params, state: as `init` makes them.
+      architecture: of the same space.
 
     Returns:
       What `network.init` would make, with the supernet's values.

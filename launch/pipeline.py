@@ -6,6 +6,7 @@ The same command continues an interrupted run. DIR is a folder in the Speech Com
 that holds such a folder as train/ and a test folder as test/.
 """
 
+import logging
 import os
 import pathlib
 import sys
@@ -26,6 +27,8 @@ flags.DEFINE_string('cache_dir', None, 'Decoded audio and compiled code; default
 def main(config):
     """Runs the pipeline and prints its table."""
     args = flags.FLAGS
+    # jax says at length which accelerators it did not find
+    logging.getLogger('jax').setLevel(logging.WARNING)
     from kws_jax import pipeline, report
     from kws_jax.data.sources import open_dataset
     from kws_jax.training.devices import use_compilation_cache
@@ -41,9 +44,8 @@ def main(config):
         **config.data.to_dict(),
     )
     results = pipeline.run(config.to_dict(), data, args.workdir)
-    page = report.write(args.workdir)
     print(report.table(results))
-    print(f'report: {page}')
+    print(f'report: {report.write(args.workdir)}')
 
 
 if __name__ == '__main__':

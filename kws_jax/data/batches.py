@@ -22,7 +22,20 @@ def steps_per_epoch(dataset: Dataset, batch: int) -> int:
 
 
 def training_source(dataset: Dataset, *, batch: int, seed: int) -> Callable:
-    """`source(step, n)` for training: int16 `audio`, int32 `label`, bool `is_silence`, `[n, batch, ...]`."""
+    """Builds `source(step, n)`, the batches of steps `step` to `step + n - 1` of a training run.
+
+    Args:
+      dataset: where examples come from.
+      batch: examples per step.
+      seed: of the order of examples in every epoch.
+
+    Returns:
+      `source`, a pure function; it returns int16 `audio` `[n, batch, 16000]`, int32 `label`
+      `[n, batch]` and bool `is_silence` `[n, batch]`, whose audio is zeros.
+
+    Raises:
+      ValueError: the batch is larger than the data.
+    """
     per_epoch = steps_per_epoch(dataset, batch)
 
     @functools.lru_cache(maxsize=2)
@@ -50,13 +63,24 @@ def training_source(dataset: Dataset, *, batch: int, seed: int) -> Callable:
 def search_source(
     dataset: Dataset, validation: tuple[np.ndarray, np.ndarray], *, batch: int, seed: int
 ) -> Callable:
-    """`training_source` with one validation batch per step beside it.
+    """Builds `source(step, n)`, as `training_source`, with a validation batch for every step.
 
-    `validation` is what `Dataset.evaluation('validation')` returned; its clips come in an order that
-    is a function of (seed, pass).
+    Args:
+      dataset, batch, seed: as for `training_source`.
+      validation: what `Dataset.evaluation('validation')` returned; its clips come in an order that
+        is a function of (seed, pass).
+
+    Returns:
+      `source`, which returns also int16 `validation_audio` `[n, m, 16000]` and int32
+      `validation_label` `[n, m]`, where m is `batch`, or the number of clips if these are fewer.
+
+    Raises:
+      ValueError: the batch is larger than the data, or there are no validation clips.
     """
     train = training_source(dataset, batch=batch, seed=seed)
     audio, labels = validation
+    if not len(audio):
+        raise ValueError('the search needs validation clips, got none')
     size = min(batch, len(audio))
     per_pass = len(audio) // size
 

@@ -339,7 +339,7 @@ def load_dataset(
         seed=seed,
         extra_unknown_share=extra_unknown_share,
         fingerprint=fingerprint(names, cache.digest, noise, options),
-        summary=_summary(recordings, cache, noise_errors),
+        summary=_source(data_dir, test_dir) | _summary(recordings, cache, noise_errors),
     )
     examples = ', '.join(f'{n} {split}' for split, n in dataset.describe()['examples'].items())
     _log.info(
@@ -374,6 +374,15 @@ def _index_extra(root):
         return index_lib.index_folder(root)
     except (ValueError, OSError) as e:
         raise type(e)(str(e).replace('data_dir', 'extra_unknown_dir')) from None
+
+
+def _source(data_dir, test_dir):
+    synthetic = os.path.exists(os.path.join(data_dir, 'CORPUS.json'))
+    folder = os.path.basename(os.path.abspath(data_dir))
+    if folder == 'train':
+        folder = os.path.basename(os.path.dirname(os.path.abspath(data_dir)))
+    where = 'its own test split' if test_dir is None else 'the clips of a test folder'
+    return {'source': f'{folder}, tested on {where}', 'synthetic': synthetic}
 
 
 def _summary(recordings, cache, noise_errors):

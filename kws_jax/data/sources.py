@@ -5,7 +5,9 @@ import pathlib
 from kws_jax.data.dataset import Dataset, load_dataset
 
 
-def open_dataset(*, dataset: str = 'folder', data_dir=None, test_dir=None, cache_dir, **options) -> Dataset:
+def open_dataset(
+    *, dataset: str = 'folder', data_dir=None, test_dir=None, cache_dir, **options
+) -> Dataset:
     """Opens a folder of recordings, or TFDS's `speech_commands`.
 
     Args:
@@ -17,7 +19,7 @@ def open_dataset(*, dataset: str = 'folder', data_dir=None, test_dir=None, cache
       **options: of `dataset.load_dataset` or `tfds.load_tfds`.
 
     Raises:
-      ValueError: an unknown `dataset`, or no `data_dir` for a folder.
+      ValueError: an unknown `dataset`, or no `data_dir` for a folder; what the loaders raise.
     """
     if dataset == 'tfds':
         from kws_jax.data.tfds import load_tfds

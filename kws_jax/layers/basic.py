@@ -8,7 +8,11 @@ BN_EPSILON = 1e-3
 
 
 def relu6(x: jax.Array) -> jax.Array:
-    """`min(max(x, 0), 6)`, any shape."""
+    """`min(max(x, 0), 6)`, any shape.
+
+    >>> print(relu6(jnp.array([-1.0, 2.0, 7.0])))
+    [0. 2. 6.]
+    """
     return jnp.clip(x, 0.0, 6.0)
 
 
@@ -52,14 +56,22 @@ def batch_norm(params, state, x: jax.Array, *, train: bool) -> tuple[jax.Array, 
 
 
 def batch_norm_init(channels: int, *, learned: bool = True) -> tuple[dict, dict]:
-    """Parameters and running averages of `batch_norm`."""
+    """Parameters and running averages of `batch_norm`, each value `[channels]`.
+
+    Args:
+      channels: extent of the last axis.
+      learned: whether there are a scale (ones) and a bias (zeros).
+
+    Returns:
+      `params` (`{}` if not learned), and `state` with mean zero and variance one.
+    """
     params = {'scale': jnp.ones(channels), 'bias': jnp.zeros(channels)} if learned else {}
     return params, {'mean': jnp.zeros(channels), 'var': jnp.ones(channels)}
 
 
 @jax.custom_vjp
 def pointwise_conv(x: jax.Array, w: jax.Array) -> jax.Array:
-    """1x1 convolution: `[batch, h, w, in]` times `[in, out]`."""
+    """1x1 convolution: `[batch, h, w, in]` times `[in, out]` is `[batch, h, w, out]`."""
     return jax.lax.dot_general(x, w, (((3,), (0,)), ((), ())))
 
 
@@ -89,6 +101,11 @@ def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Ar
 
     Returns:
       `[batch, ceil(h / stride), ceil(w / stride), out]`.
+
+    >>> x = jnp.arange(1.0, 6.0).reshape(1, 1, 5, 1)
+    >>> w = jnp.array([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1)
+    >>> print(small_conv(x, w, stride=(1, 2)).ravel())
+    [210. 432.  54.]
     """
     kh, kw, _, out = w.shape
     h, width = (-(-x.shape[i + 1] // stride[i]) for i in range(2))
@@ -106,5 +123,9 @@ def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Ar
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], fan_out: int) -> jax.Array:
-    """Normal values of variance `2 / fan_out` (He et al. 2015)."""
+    """Normal values of variance `2 / fan_out` (He et al. 2015).
+
+    `fan_out` is how many outputs one input reaches: kernel area times output channels (of its
+    group).
+    """
     return jax.random.normal(key, shape) * jnp.sqrt(2.0 / fan_out)

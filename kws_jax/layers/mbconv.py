@@ -1,7 +1,10 @@
 """The inverted residual block: for one candidate, and padded so that the candidate is an input."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kws_jax.layers.basic import batch_norm, batch_norm_init, he_normal, pointwise_conv, relu6
 from kws_jax.layers.depthwise import depthwise_conv, depthwise_conv_dynamic
@@ -9,7 +12,7 @@ from kws_jax.space import Candidate, Layer
 
 
 def no_quant(name: str, kind: str, x: jax.Array) -> jax.Array:
-    """The quantizer of a float network: returns `x`."""
+    """The quantizer of a float network: returns `x`, whatever its shape."""
     del name, kind
     return x
 
@@ -20,21 +23,64 @@ def mbconv_init(key: jax.Array, layer: Layer, choice: Candidate) -> tuple[dict, 
     Parts are `expand` `[in, width]` (absent at expansion 1), `depthwise` `[k, k, width]` and
     `project` `[width, out]`; He-normal by fan-out.
     """
-    width = layer.in_channels * choice.expansion
-    keys = jax.random.split(key, 3)
-    k = choice.kernel
-    weights = {
-        'expand': he_normal(keys[0], (layer.in_channels, width), width),
-        'depthwise': he_normal(keys[1], (k, k, width), k * k),
-        'project': he_normal(keys[2], (width, layer.channels), layer.channels),
-    }
-    if choice.expansion == 1:
-        del weights['expand']
+    keys = dict(zip(_PARTS, jax.random.split(key, 3), strict=True))
     params, state = {}, {}
-    for part, w in weights.items():
-        bn, state[part] = batch_norm_init(w.shape[-1])
-        params[part] = {'w': w} | bn
+    for part, (shape, fan_out) in _shapes(layer, choice).items():
+        bn, state[part] = batch_norm_init(shape[-1])
+        params[part] = {'w': he_normal(keys[part], shape, fan_out)} | bn
     return params, state
+
+
+_PARTS = ('expand', 'depthwise', 'project')
+
+
+def _shapes(layer, choice):
+    """Shape and fan-out of the weights of every part."""
+    width, k = layer.in_channels * choice.expansion, choice.kernel
+    expand = {'expand': ((layer.in_channels, width), width)} if choice.expansion > 1 else {}
+    return expand | {
+        'depthwise': ((k, k, width), k * k),
+        'project': ((width, layer.channels), layer.channels),
+    }
+
+
+def padded_mbconv_init(
+    key: jax.Array, layer: Layer, choices: tuple[Candidate, ...]
+) -> tuple[dict, dict]:
+    """`mbconv_init` of several candidates at once, padded to the largest and stacked.
+
+    Equals stacking what `pad_mbconv` makes of `mbconv_init(key_i, layer, choices[i])`, with the
+    i-th key split from `key`, but draws all candidates in one operation per part: a supernet has
+    hundreds of shapes, and each would be compiled.
+
+    Returns:
+      Weights and averages as `mbconv_init`, each leaf `[choices, ...]`.
+    """
+    width = layer.in_channels * max(c.expansion for c in choices)
+    kernel = max(c.kernel for c in choices)
+    padded = []
+    for choice in choices:
+        params, state = {}, {}
+        for part, (shape, _) in _shapes(layer, choice).items():
+            # in place of a weight its number among those of the candidate, from 1; 0 is padding
+            number = 1 + np.arange(math.prod(shape)).reshape(shape)
+            ones, zeros = np.ones(shape[-1], np.float32), np.zeros(shape[-1], np.float32)
+            params[part] = {'w': number, 'scale': ones, 'bias': zeros}
+            state[part] = {'mean': zeros, 'var': ones}
+        padded.append(
+            pad_mbconv(params, state, layer=layer, choice=choice, width=width, kernel=kernel)
+        )
+    params, state = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    keys = jax.vmap(lambda k: jax.random.split(k, len(_PARTS)))(jax.random.split(key, len(choices)))
+    for i, part in enumerate(_PARTS):
+        number = params[part]['w'].reshape(len(choices), -1)
+        most = int(number.max(initial=1))
+        draws = jax.vmap(lambda k, most=most: jax.random.normal(k, (most,)))(keys[:, i])
+        fan_out = [_shapes(layer, choice).get(part, (None, 1))[1] for choice in choices]
+        scale = np.sqrt(np.array([2.0 / fan for fan in fan_out], np.float32))
+        picked = jnp.take_along_axis(draws, np.maximum(number - 1, 0), axis=1) * scale[:, None]
+        params[part]['w'] = jnp.where(number > 0, picked, 0.0).reshape(params[part]['w'].shape)
+    return jax.tree.map(jnp.asarray, (params, state))
 
 
 def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
@@ -44,7 +90,7 @@ def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
       params, state: as `mbconv_init` makes them.
       x: `[batch, h, w, in]`.
       layer: gives the stride, whether a residual is added, and the names passed to `quant`.
-      train: batch statistics or running averages.
+      train: batch statistics or running averages; may be traced.
       quant: `quant(name, kind, value)` rounds weights (kind 'weight') and activations.
 
     Returns:
@@ -77,19 +123,22 @@ def pad_mbconv(params, state, *, layer: Layer, choice: Candidate, width: int, ke
     """
     more, edge = width - layer.in_channels * choice.expansion, (kernel - choice.kernel) // 2
 
+    xp = np if isinstance(params['project']['w'], np.ndarray) else jnp
+
     def channels(tree):
-        return {n: jnp.pad(v, (0, more)) for n, v in tree.items() if n != 'w'}
+        return {n: xp.pad(v, (0, more)) for n, v in tree.items() if n != 'w'}
 
     wide, full = ((0, 0), (0, more)), ((edge, edge), (edge, edge), (0, more))
     if 'expand' in params:
-        expand = {'w': jnp.pad(params['expand']['w'], wide)} | channels(params['expand'])
+        expand = {'w': xp.pad(params['expand']['w'], wide)} | channels(params['expand'])
         expand_state = channels(state['expand'])
     else:
-        zeros = jnp.zeros(width)
-        expand = {'w': jnp.zeros((layer.in_channels, width)), 'scale': zeros, 'bias': zeros}
+        zeros, like = xp.zeros(width, np.float32), params['project']['w'].dtype
+        none = xp.zeros((layer.in_channels, width), like)
+        expand = {'w': none, 'scale': zeros, 'bias': zeros}
         expand_state = {'mean': zeros, 'var': zeros}
-    depthwise = {'w': jnp.pad(params['depthwise']['w'], full)} | channels(params['depthwise'])
-    project = params['project'] | {'w': jnp.pad(params['project']['w'], ((0, more), (0, 0)))}
+    depthwise = {'w': xp.pad(params['depthwise']['w'], full)} | channels(params['depthwise'])
+    project = params['project'] | {'w': xp.pad(params['project']['w'], ((0, more), (0, 0)))}
     padded = {'expand': expand, 'depthwise': depthwise, 'project': project}
     averages = {
         'expand': expand_state,

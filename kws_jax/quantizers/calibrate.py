@@ -1,5 +1,6 @@
 """Where quantizers start: typical values of every tensor of a float network."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,8 +20,9 @@ def collect(run: Callable, *inputs) -> dict[tuple[str, str], np.ndarray]:
       *inputs: weights, averages and clips.
 
     Returns:
-      For each (name, kind) about 4,096 values, evenly taken, the extremes among them. Front-end
-      filters are scaled to largest magnitude 1 each, as they are when quantized.
+      For each (name, kind) at least 4,096 values (or all), taken evenly and from every channel, the
+      extremes among them. Front-end filters are scaled to largest magnitude 1 each, as they are
+      when quantized.
     """
 
     def traced(*inputs):
@@ -32,6 +34,9 @@ def collect(run: Callable, *inputs) -> dict[tuple[str, str], np.ndarray]:
                 value = x / jnp.maximum(jnp.max(jnp.abs(x), axis=0, keepdims=True), 1e-8)
             flat = value.reshape(-1)
             every = max(1, flat.shape[0] // SAMPLE)
+            # a stride that shares a factor with the channels would never see some of them
+            while math.gcd(every, x.shape[-1]) > 1:
+                every -= 1
             extremes = jnp.stack([flat.min(), flat.max()])
             seen[f'{name}/{kind}'] = jnp.concatenate([flat[::every], extremes])
             return x

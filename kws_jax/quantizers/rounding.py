@@ -78,7 +78,7 @@ def binarize(x: jax.Array, step: jax.Array) -> jax.Array:
     >>> binarize(jnp.array([0.1, -3.0, 0.0]), jnp.array(0.5))
     Array([ 0.5, -0.5,  0.5], dtype=float32)
     """
-    return jnp.where(x >= 0, step, -step)
+    return jnp.where(x >= 0, step, -step).astype(x.dtype)
 
 
 def _binarize_forward(x, step):

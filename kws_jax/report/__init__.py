@@ -1,12 +1,26 @@
-"""Tables and pictures of what a run did."""
+"""Tables and pictures of what a run did: `table(results)`, `write(workdir)`."""
+
+import pathlib
+
+from kws_jax.report import tables
+from kws_jax.report.tables import caption, markdown_table, table
+
+__all__ = ['caption', 'markdown_table', 'table', 'tables', 'write']
 
 
-def table(results):
-    """Placeholder until written."""
-    import json
-    return '\n'.join(f"{r['name']} {r['parameters']} {r['macs']} {r['mean_weight_bits']:.2f} {r['mean_activation_bits']:.2f} {r['flash_bytes']} {r['test']['accuracy']:.4f} {r['test']['accuracy_interval']}" for r in results['rows'])
+def write(workdir) -> pathlib.Path:
+    """Draws what a run did, finished or not.
 
+    Args:
+      workdir: of `pipeline.run`, or of a single run (a folder with `metrics.jsonl`).
 
-def write(workdir):
-    """Placeholder."""
-    return workdir
+    Returns:
+      `workdir/report/index.html`, one file with all pictures in it; they lie beside it as PNG. What
+      the run does not have (yet) is named on the page.
+
+    Raises:
+      FileNotFoundError: `workdir` holds nothing that a run writes.
+    """
+    from kws_jax.report import page
+
+    return page.write(workdir)

@@ -12,7 +12,7 @@ from kws_jax.space import Architecture, SearchSpace
 
 
 def init(key: jax.Array, space: SearchSpace) -> dict:
-    """Logits `{stage: float32[layers, candidates]}`, drawn from N(0, 1e-3)."""
+    """Logits `{stage: float32[layers, candidates]}`, normal with standard deviation 1e-3."""
     keys = jax.random.split(key, len(space.stages))
     return {
         stage.name: 1e-3 * jax.random.normal(k, (stage.layers, len(stage.candidates)))
@@ -21,8 +21,10 @@ def init(key: jax.Array, space: SearchSpace) -> dict:
 
 
 def logits(space: SearchSpace, arch: dict) -> list[jax.Array]:
-    """The logits of each layer's own choices, `[choices]`; an identity that a layer may not take
-    (always the last candidate) is left out."""
+    """The logits of each layer's own choices, float32 `[choices]`.
+
+    An identity that a layer may not take (always the last candidate) is left out.
+    """
     rows = itertools.chain.from_iterable(
         [arch[stage.name][i] for i in range(stage.layers)] for stage in space.stages
     )
@@ -43,7 +45,10 @@ def sample_path(key: jax.Array, space: SearchSpace, arch: dict) -> jax.Array:
 
 
 def entropy(space: SearchSpace, arch: dict) -> jax.Array:
-    """Mean over layers of the choice's entropy divided by that of a uniform choice: 1 to 0."""
+    """Mean over layers of the choice's entropy divided by that of a uniform choice: 1 to 0.
+
+    A layer with one choice only counts as 0.
+    """
     shares = [
         -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-20))) / jnp.log(float(max(len(p), 2)))
         for p in probabilities(space, arch)
@@ -68,8 +73,9 @@ def choose_within(
 ) -> Architecture:
     """The architecture of highest total score whose cost is within [low, high].
 
-    Exact up to the rounding of costs to `bins` bins of the upper bound (rounded up, so that no
-    bound is ever crossed): dynamic programming over layers.
+    Dynamic programming over layers: of the beginnings whose costs share one of `bins` bins of the
+    upper bound, only the best is followed. Their true costs are added up, so no bound is ever
+    crossed; with bins finer than the differences between costs the result is exact.
 
     Args:
       space: the search space.
@@ -80,7 +86,7 @@ def choose_within(
       bins: resolution.
 
     Raises:
-      ValueError: nothing in the space satisfies the bounds.
+      ValueError: nothing in the space satisfies the bounds, or there is more than one cap.
     """
     if len(caps) > 1:
         raise ValueError(f'at most one cap is supported, got {len(caps)}')
@@ -129,6 +135,12 @@ def sample_within(
 ) -> Architecture:
     """A uniformly drawn architecture among those whose cost is in [low, high] and within caps.
 
+    Args:
+      rng: consumed draw by draw.
+      space, table, low, high: as for `choose_within`.
+      caps: any number of (table, largest value) pairs.
+      tries: how many architectures to draw before giving up.
+
     Raises:
       ValueError: none was met in `tries` draws.
     """
@@ -137,6 +149,7 @@ def sample_within(
         if low <= table.of(candidate) <= high and all(t.of(candidate) <= m for t, m in caps):
             return candidate
     raise ValueError(
-        f'{tries} random architectures, none between {low:g} and {high:g}; the space holds '
-        f'{table.bounds[0]:g} to {table.bounds[1]:g}'
+        f'{tries} random architectures, none between {low:g} and {high:g} within the caps '
+        f'{[limit for _, limit in caps]}; the space holds {table.bounds[0]:g} to '
+        f'{table.bounds[1]:g}; widen the bounds'
     )

@@ -15,9 +15,10 @@ class Price(NamedTuple):
     """A price on the expected cost.
 
     Attributes:
-      init: `init() -> state`.
+      init: `init() -> state`, a float32 scalar.
       factors: `factors(state, *, loss, cost, loss_norm, cost_norm) -> (loss_factor, cost_factor,
-        state)`; the norms are those of the two gradients to the arch params.
+        state)`, all float32 scalars; `loss` is in nats, `cost` in the unit of the cost table, the
+        norms are those of the two gradients to the arch params.
     """
 
     init: Callable
@@ -28,6 +29,10 @@ def mul_log(*, beta: float, reference: float) -> Price:
     """`loss * (log cost / log reference)^beta` (ProxylessNAS as used by Peter et al. 2020).
 
     It depends on the unit of cost: a million MACs and one mega-MAC give different searches.
+
+    Args:
+      beta: exponent; 0 ignores the cost.
+      reference: a cost above 1, in the unit of the cost table.
     """
 
     def factors(state, *, loss, cost, loss_norm, cost_norm):
@@ -40,7 +45,12 @@ def mul_log(*, beta: float, reference: float) -> Price:
 
 
 def linear(*, weight: float, reference: float) -> Price:
-    """`loss + weight * cost / reference`."""
+    """`loss + weight * cost / reference`.
+
+    Args:
+      weight: nats that a cost of `reference` is worth.
+      reference: in the unit of the cost table.
+    """
 
     def factors(state, *, loss, cost, loss_norm, cost_norm):
         del loss, cost, loss_norm, cost_norm
@@ -49,19 +59,29 @@ def linear(*, weight: float, reference: float) -> Price:
     return Price(lambda: jnp.zeros(()), factors)
 
 
-def target(*, cost: float, proportional: float = 10.0, integral: float = 0.05) -> Price:
+def target(*, cost: float, proportional: float = 20.0, integral: float = 0.5) -> Price:
     """Steers the expected cost to `cost`, whatever its unit and whatever the scale of the loss.
 
     Both gradients are brought to norm one; the price is what a controller sets:
-    `proportional * r + sum of integral * r` with `r = log(expected / cost)`, within ±10. Above the
+    `proportional * r + sum of integral * r` with `r = log(expected / cost)`, within ±2. Above the
     target cost gets dearer, below it cheaper, until loss and price balance on it.
+
+    Args:
+      cost: the target, in the unit of the cost table.
+      proportional, integral: gains of the controller.
     """
-    bound = 10.0
+    # With both norms one, a price of one outweighs any loss; twice that leaves room for what Adam's
+    # scaling does. More would only fill Adam's second moments and slow down what follows.
+    bound, most = 2.0, 1.0
 
     def factors(state, *, loss, cost: jax.Array, loss_norm, cost_norm):
         del loss
         off = jnp.log(cost / goal)
-        state = jnp.clip(state + integral * off, -bound, bound)
+        summed = jnp.clip(state + integral * off, -most, most)
+        # The arch params start out slow, so the sum may only grow where the price is not at its
+        # bound; what it gathers on the way would carry the cost far past the target.
+        free = jnp.abs(proportional * off + summed) < bound
+        state = jnp.where(free, summed, state)
         weight = jnp.clip(proportional * off + state, -bound, bound)
         tiny = 1e-12
         return 1.0 / (loss_norm + tiny), weight / (cost_norm + tiny), state
@@ -71,7 +91,20 @@ def target(*, cost: float, proportional: float = 10.0, integral: float = 0.05) -
 
 
 def make(name: str, *, reference: float, beta: float = 1.0, weight: float = 1.0) -> Price:
-    """A price by name: 'target' (the default of every config), 'mul_log' or 'linear'."""
+    """A price by name: 'target' (the default of every config), 'mul_log' or 'linear'.
+
+    Args:
+      name: of the price.
+      reference: target or reference cost, in the unit of the cost table.
+      beta: of 'mul_log'.
+      weight: of 'linear'.
+
+    Raises:
+      ValueError: another name, or a reference that is not positive (above 1 for 'mul_log').
+    """
+    if not reference > (name == 'mul_log'):
+        least = '1, where the logarithm changes sign' if name == 'mul_log' else '0'
+        raise ValueError(f'reference must be above {least}, got {reference}')
     if name == 'target':
         return target(cost=reference)
     if name == 'mul_log':

@@ -5,6 +5,7 @@ from typing import Any
 
 from kws_jax import costs
 from kws_jax.frontends import FrontEnd
+from kws_jax.search import arch as arch_lib
 from kws_jax.space import Architecture, SearchSpace
 
 
@@ -18,6 +19,9 @@ class Problem:
       macs: wanted MACs of the whole network; also the most it may have.
       tolerance: how far below `macs` it may end, as a share.
       parameters: the most parameters it may have, or None.
+
+    Raises:
+      ValueError: `macs` or `parameters` is out of what the space holds, or `tolerance` of 0..1.
     """
 
     front_end: FrontEnd
@@ -27,16 +31,47 @@ class Problem:
     parameters: float | None = None
 
     def __post_init__(self):
+        """Raises ValueError as above."""
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f'tolerance must be in 0..1 (a share of macs), got {self.tolerance}')
         least, most = self.macs_table.bounds
         if not least <= self.macs:
             raise ValueError(
                 f'the target of {self.macs:g} MACs is below the smallest network of the space, '
-                f'{least:g} (front end {self.front_end.macs:g}); ask for more, or take fewer filters'
+                f'{least:g} (front end {self.front_end.macs:g}); ask for more, or take fewer '
+                'filters'
             )
         if self.macs * (1 - self.tolerance) > most:
             raise ValueError(
                 f'the target of {self.macs:g} MACs is above the largest network of the space, '
                 f'{most:g}; ask for less'
+            )
+        fewest = self.parameters_table.bounds[0]
+        if self.parameters is not None and not fewest <= self.parameters:
+            raise ValueError(
+                f'parameters is {self.parameters:g}, below the smallest network of the space, '
+                f'{fewest:g}; allow more'
+            )
+
+    def check_reachable(self) -> None:
+        """Makes sure that some architecture meets all bounds, before hours go into a search.
+
+        Raises:
+          ValueError: none does.
+        """
+        parameters = self.parameters_table
+        smallest = arch_lib.choose_within(
+            self.space,
+            [-row for row in parameters.layers],
+            self.macs_table,
+            **self.bounds,
+            bins=1000,
+        )
+        if self.parameters is not None and parameters.of(smallest) > self.parameters:
+            raise ValueError(
+                f'parameters is {self.parameters:g}, but networks of {self.bounds["low"]:g} to '
+                f'{self.bounds["high"]:g} MACs have at least {parameters.of(smallest):g}; allow '
+                'more, or ask for fewer MACs'
             )
 
     @property

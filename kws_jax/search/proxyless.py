@@ -9,14 +9,18 @@ from kws_jax.search.supernet_training import describe, log_probabilities, train_
 def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
     """Trains weights and arch params in turn, then chooses.
 
-    Warm-up epochs train the weights of uniformly sampled paths; then every `config['arch_every']`-th
-    step also moves the arch params on a validation batch. `config['choose']` says how it ends:
-    'within' takes the most probable architecture whose MACs end within `problem.tolerance` below
-    the target and whose parameters are within the cap; 'argmax' the largest logit of each layer,
-    whatever that costs (the papers).
+    Warm-up epochs train the weights of uniformly sampled paths; then every
+    `config['arch_every']`-th step also moves the arch params on a validation batch.
+    `config['choose']` says how it ends: 'within' takes the most probable architecture whose MACs
+    end within `problem.tolerance` below the target and whose parameters are within the cap;
+    'argmax' the largest logit of each layer, whatever that costs (the papers).
 
     Args, returns, raises: as every searcher; see `search.SEARCHERS`.
     """
+    if config['choose'] not in ('within', 'argmax'):
+        raise ValueError(f"choose must be 'within' or 'argmax', got {config['choose']!r}")
+    if config['choose'] == 'within':
+        problem.check_reachable()
     state, summary = train_supernet(
         problem,
         data=data,

@@ -13,6 +13,7 @@ def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
     Args, returns, raises: as every searcher; see `search.SEARCHERS`.
     """
     del data, workdir
+    problem.check_reachable()
     architecture = arch_lib.sample_within(
         np.random.default_rng([config['seed'], 11]),
         problem.space,

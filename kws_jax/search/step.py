@@ -20,7 +20,16 @@ from kws_jax.training.steps import Recipe, step_key, training_input
 
 
 def arch_adam(*, lr: float, warmup_steps: int, steps: int, every: int):
-    """Adam without momentum whose rate rises, `lr * (1 - cos(pi/2 t))`, over the arch updates."""
+    """Adam without momentum whose rate rises from 0 to `lr`, as the sibling's code has it.
+
+    Update k of n has the rate `lr * (1 - cos(pi / 2 * k / n))` (Peter et al. 2020).
+
+    Args:
+      lr: rate of the last update.
+      warmup_steps: weight steps before the first update.
+      steps: weight steps in all.
+      every: weight steps per update.
+    """
     updates = max((steps - warmup_steps) // every, 1)
     schedule = lambda count: lr * (1.0 - jnp.cos(0.5 * jnp.pi * (count + 1) / updates))  # noqa: E731
     return optax.adam(schedule, b1=0.0, b2=0.999, eps=1e-8)
@@ -29,7 +38,13 @@ def arch_adam(*, lr: float, warmup_steps: int, steps: int, every: int):
 def supernet_sgd(
     *, lr: float, warmup_lr: float, warmup_steps: int, steps: int, weight_decay: float
 ):
-    """SGD with Nesterov momentum 0.9: one cosine down over warm-up, another over the search."""
+    """SGD with Nesterov momentum 0.9: one cosine down over warm-up, another over the search.
+
+    Args:
+      lr, warmup_lr: rates at the start of the search and of the warm-up; both end at zero.
+      warmup_steps, steps: weight steps of the warm-up, and in all.
+      weight_decay: of convolutions and classifier.
+    """
     schedule = optax.join_schedules(
         [
             optax.cosine_decay_schedule(warmup_lr, max(warmup_steps, 1)),
@@ -64,7 +79,19 @@ def weight_update(
     optimizer,
     recipe: Recipe,
 ) -> tuple[TrainState, dict]:
-    """Samples a path and updates its weights, momenta and averages; nothing else is touched."""
+    """Samples a path and updates its weights, momenta and averages; nothing else is touched.
+
+    Args:
+      state: before the step.
+      batch: int16 `audio` `[batch, samples]`, int32 `label` `[batch]`, bool `is_silence` `[batch]`.
+      noise: int16 `[length]`.
+      front_end, space: static.
+      optimizer: of the weights, as in `state.opt`.
+      recipe: how batches are made and what is minimized.
+
+    Returns:
+      The state (its `step` not yet counted up), and float32 scalars `loss` and `accuracy`.
+    """
     path = arch_lib.sample_path(step_key(recipe, state.step, 2), space, state.arch)
     audio, targets = training_input(
         step_key(recipe, state.step, 0), batch, noise, recipe, space.classes
@@ -102,8 +129,15 @@ def arch_gradients(
     Gradient mode of ProxylessNAS (Cai et al. 2019, eq. 4): the gradient to every candidate's gate,
     times the Jacobian of the softmax. A sampled identity is treated like any other candidate.
 
+    Args:
+      state: weights, averages and arch params.
+      path: int32 `[layers]`, the sampled path.
+      audio: float32 `[batch, samples]`.
+      labels: int32 `[batch]`.
+      front_end, space: static.
+
     Returns:
-      Loss, accuracy, and the gradient with the structure of `state.arch`.
+      Loss (no label smoothing), accuracy, and the gradient with the structure of `state.arch`.
     """
     slices = supernet.select(space, state.params, path)
     averages = supernet.select(space, state.averages, path)
@@ -142,7 +176,17 @@ def arch_update(
     optimizer,
     recipe: Recipe,
 ) -> TrainState:
-    """One update of the arch params on a validation batch; weights and averages stay."""
+    """One update of the arch params on a validation batch; weights and averages stay.
+
+    Args:
+      state: before the update.
+      batch: int16 `validation_audio` `[batch, samples]`, int32 `validation_label` `[batch]`.
+      front_end, space: static.
+      table: the cost that the price is on.
+      price: how loss and cost go together.
+      optimizer: of the arch params.
+      recipe: gives the seed of the sampled path.
+    """
     path = arch_lib.sample_path(step_key(recipe, state.step, 3), space, state.arch)
     audio = int16_to_float(batch['validation_audio'])
     loss, accuracy, loss_gradient = arch_gradients(
@@ -167,7 +211,7 @@ def arch_update(
     return state.replace(arch=arch, arch_opt=arch_opt, price=seen)
 
 
-def make_search_chunk(
+def make_search_step(
     *,
     front_end: FrontEnd,
     space: SearchSpace,
@@ -176,17 +220,28 @@ def make_search_chunk(
     optimizer: optax.GradientTransformation,
     arch_optimizer: optax.GradientTransformation,
     recipe: Recipe,
-    noise: jax.Array,
     warmup_steps: int,
     arch_every: int,
 ) -> Callable:
-    """Builds `chunk(state, batches) -> (state, metrics)` out of whole search steps.
+    """Builds the pure `step(state, batch, noise) -> (state, metrics)`, for `jax.jit` or `lax.scan`.
 
     Each step updates the weights of a sampled path; from `warmup_steps` on every `arch_every`-th
     also updates the arch params, under `lax.cond`. `arch_every=0` never does (uniform sampling).
 
-    `batches` has leaves `[steps, batch, ...]`: int16 `audio`, int32 `label`, bool `is_silence`, and
-    int16 `validation_audio`, int32 `validation_label`.
+    `batch` holds int16 `audio` `[batch, samples]`, int32 `label` `[batch]`, bool `is_silence`
+    `[batch]`, int16 `validation_audio` `[m, samples]` and int32 `validation_label` `[m]`; `noise`
+    is int16 `[length]`. `metrics` are float32 scalars: `loss`, `accuracy`, `expected_cost`,
+    `entropy`, and, where arch params move, `validation_loss` and `validation_accuracy` of the last
+    arch update (zero before the first).
+
+    Args:
+      front_end, space: the supernet.
+      table: the cost that the price is on.
+      price: how loss and cost go together in an arch update.
+      optimizer, arch_optimizer: of the weights and of the arch params.
+      recipe: how batches are made and what is minimized.
+      warmup_steps: steps before the first arch update.
+      arch_every: weight steps per arch update.
     """
     network = {'front_end': front_end, 'space': space}
 
@@ -219,13 +274,32 @@ def make_search_chunk(
         }
         return state.replace(step=state.step + 1), metrics
 
-    return make_chunk(step, noise)
+    return step
+
+
+def make_search_chunk(*, noise: jax.Array, **options) -> Callable:
+    """Builds `chunk(state, batches) -> (state, metrics)` of the steps that `options` describe.
+
+    Args:
+      noise: int16 `[length]`, background noise.
+      **options: of `make_search_step`.
+
+    `batches` and `metrics` are as there, with a leading axis of steps.
+    """
+    return make_chunk(make_search_step(**options), noise)
 
 
 def init_search_state(
     key, *, front_end, space, optimizer, arch_optimizer, price: Price
 ) -> TrainState:
-    """The state before the first search step."""
+    """The state before the first search step.
+
+    Args:
+      key: of weights and arch params.
+      front_end, space: the supernet.
+      optimizer, arch_optimizer: of the weights and of the arch params.
+      price: whose state is carried along.
+    """
     params, averages = supernet.init(jax.random.fold_in(key, 0), front_end, space)
     arch = arch_lib.init(jax.random.fold_in(key, 1), space)
     return TrainState(

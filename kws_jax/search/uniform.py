@@ -20,6 +20,7 @@ def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
 
     Args, returns, raises: as every searcher; see `search.SEARCHERS`.
     """
+    problem.check_reachable()
     state, summary = train_supernet(
         problem, data=data, config=config, workdir=workdir, arch_every=0, name='uniform search'
     )
@@ -30,10 +31,10 @@ def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
     batch = min(batch, len(picked))
 
     @jax.jit
-    def correct(path, audio, labels):
+    def correct(params, averages, path, audio, labels):
         logits, _ = supernet.apply(
-            state.params,
-            state.averages,
+            params,
+            averages,
             int16_to_float(audio),
             path=path,
             front_end=problem.front_end,
@@ -49,10 +50,10 @@ def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
         )
         path = jnp.asarray(candidate.path, jnp.int32)
         starts = range(0, len(picked) - batch + 1, batch)
-        hits = [
-            correct(path, audio[picked[s : s + batch]], labels[picked[s : s + batch]])
-            for s in starts
-        ]
+        hits = []
+        for s in starts:
+            rows = picked[s : s + batch]
+            hits.append(correct(state.params, state.averages, path, audio[rows], labels[rows]))
         scores[candidate] = float(sum(hits)) / (len(starts) * batch)
     architecture = max(scores, key=scores.get)
     facts = describe(problem, architecture, summary) | {

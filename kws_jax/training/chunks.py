@@ -1,4 +1,4 @@
-"""Many steps in one call: a scan where that is fast, a loop over the jitted step where it is not."""
+"""Many steps in one call: a scan where that is fast, else a loop over the jitted step."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,19 @@ import jax.numpy as jnp
 def make_chunk(step: Callable, *constants) -> Callable:
     """Builds `chunk(state, batches) -> (state, metrics)` from `step(state, batch, *constants)`.
 
-    On TPU and GPU one `lax.scan` over the leading axis of `batches`. On the CPU a loop over the jitted
-    step: XLA:CPU runs the body of a while loop on one thread at a time, which took 1.9 times as long
-    (2 cores, batch 100). Both give the same numbers; the state is donated.
+    On TPU and GPU one `lax.scan` over the leading axis of `batches`. On the CPU a loop over the
+    jitted step: XLA:CPU runs the body of a while loop on one thread at a time, which took 1.9 times
+    as long (2 cores, batch 100). Both give the same numbers. The state that is passed in stays
+    valid.
 
     Args:
       step: pure `(state, batch, *constants) -> (state, metrics)`.
       *constants: arrays that are the same for every step.
+
+    >>> chunk = make_chunk(lambda total, x: (total + x, {'loss': x}))
+    >>> total, metrics = chunk(jnp.float32(1), jnp.array([2.0, 3.0]))
+    >>> float(total), metrics['loss'].tolist()
+    (6.0, [2.0, 3.0])
     """
     if jax.default_backend() != 'cpu':
 

@@ -1,6 +1,7 @@
-"""Whole runs: training a network, and training it through rounding. Each takes and returns a `Model`."""
+"""Whole runs, float and through rounding; each takes a `Model` and returns one."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -153,8 +154,11 @@ def start_quantizers(
     return quantizers.init_quant_params(form, samples, bits)
 
 
-def _quantized_run(model, quant_params, quantization, *, data, config, epochs, lr, workdir, name):
-    """One `fit` through rounding; returns the final state and its summary."""
+def _quantized_run(
+    model, quant_params, quantization, *, teacher, data, config, epochs, lr, workdir, name
+):
+    """One `fit` of `model` through rounding, taught by the float model `teacher` where the recipe
+    says so; returns the final state and its summary."""
     per_epoch = steps_per_epoch(data, config['batch'])
     steps = per_epoch * epochs
     recipe = Recipe(seed=config['seed'], **config['recipe'])
@@ -177,7 +181,7 @@ def _quantized_run(model, quant_params, quantization, *, data, config, epochs, l
         recipe=recipe,
         noise=jnp.asarray(data.noise),
         quantization=quantization,
-        teacher=float_logits(model) if recipe.distill else None,
+        teacher=float_logits(teacher) if recipe.distill else None,
     )
     state = init_train_state(
         model.params,
@@ -233,10 +237,9 @@ def quantize_fixed(
     bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
     state, summary = _quantized_run(
         model,
-        quantizers.fix_bits(
-            form, start_quantizers(model, data=data, form=form, bits=bits), bits
-        ),
+        quantizers.fix_bits(form, start_quantizers(model, data=data, form=form, bits=bits), bits),
         Quantization(form=form, bits=bits, optimizer=None, **sites),
+        teacher=model,
         data=data,
         config=config,
         epochs=config['epochs'],
@@ -329,7 +332,8 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
         }
     else:
         raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
-    run = {'data': data, 'config': config}
+    workdir = pathlib.Path(workdir)
+    run = {'teacher': model, 'data': data, 'config': config}
     state, summary = _quantized_run(
         model,
         start_quantizers(model, data=data, form=form, bits=start),

@@ -1,4 +1,4 @@
-"""One training step of a network, float or quantized, as a pure function; a chunk is a scan of it."""
+"""One training step of a network, float or quantized, as a pure function, and chunks of it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -87,31 +87,36 @@ def step_key(recipe: Recipe, step: jax.Array, purpose: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), purpose), step)
 
 
-def make_train_chunk(
+def make_train_step(
     *,
     front_end: FrontEnd,
     architecture: Architecture,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
-    noise: jax.Array,
     quantization: Quantization | None = None,
     teacher: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable:
-    """Builds `chunk(state, batches) -> (state, metrics)`, jitted, donating the state.
+    """Builds the pure `step(state, batch, noise) -> (state, metrics)`, for `jax.jit` or `lax.scan`.
+
+    `batch` holds int16 `audio` `[batch, samples]`, int32 `label` `[batch]` and bool `is_silence`
+    `[batch]`; `noise` is int16 `[length]`. `metrics` are float32 scalars: `loss`, `cross_entropy`,
+    `accuracy`, `grad_norm`, and `distillation`, `weight_bits`, `activation_bits` where they apply.
 
     Args:
       front_end, architecture: the network.
       optimizer: of the weights.
       recipe: how batches are made and what is minimized.
-      noise: int16 `[length]`, background noise.
       quantization: trains through rounding; None trains the float network.
       teacher: `teacher(audio) -> logits`, for `recipe.distill` > 0.
 
-    `batches` has leaves `[steps, batch, ...]`: int16 `audio`, int32 `label`, bool `is_silence`.
+    Raises:
+      ValueError: `recipe.distill` is above 0 and there is no teacher.
     """
     classes = architecture.space.classes
     if recipe.distill and teacher is None:
-        raise ValueError(f'recipe.distill is {recipe.distill}, but no teacher was given')
+        raise ValueError(
+            f'recipe.distill is {recipe.distill}, but no teacher was given; pass one or set it to 0'
+        )
 
     def loss_fn(trained, state, audio, targets, soft, image_key):
         params, quant_params = trained
@@ -186,7 +191,19 @@ def make_train_chunk(
         )
         return state, metrics
 
-    return make_chunk(step, noise)
+    return step
+
+
+def make_train_chunk(*, noise: jax.Array, **options) -> Callable:
+    """Builds `chunk(state, batches) -> (state, metrics)` of the steps that `options` describe.
+
+    Args:
+      noise: int16 `[length]`, background noise.
+      **options: of `make_train_step`.
+
+    `batches` and `metrics` are as there, with a leading axis of steps.
+    """
+    return make_chunk(make_train_step(**options), noise)
 
 
 def init_train_state(
