@@ -34,8 +34,6 @@ def allocate_bits(
 
     >>> allocate_bits({'a': 2.4, 'b': 3.8}, {'a': 10, 'b': 10}, mean=3)
     {'a': 2, 'b': 4}
-    >>> allocate_bits({'a': 3.0, 'b': 3.0}, {'a': 30, 'b': 10}, mean=2.5)
-    {'a': 2, 'b': 4}
     """
     names = list(sizes)
     size = np.array([sizes[n] for n in names], float)
@@ -48,32 +46,35 @@ def allocate_bits(
             f'mean must be at least {(floor * size).sum() / size.sum():.3g} bits, the smallest '
             f'widths, got {mean:g}; ask for more'
         )
-    # Costs are rounded up to bins, so that no budget is ever exceeded.
-    unit = max(spare, 1e-9) / BINS
-    least = np.where(np.arange(BINS + 1) == 0, 0.0, np.inf)  # distance of those that take k bins
-    choices = []
     targets = _shifted(real, size, floor, maximum, budget)
+    # slots[k]: of the widths so far that take about k bins, those nearest to the targets
+    unit, room = max(spare, 1e-9) / BINS, spare + 1e-9 * budget
+    slots = BINS + len(names) + 1
+    distance, spent = np.full(slots, np.inf), np.zeros(slots)
+    distance[0] = 0.0
+    choices = []
     for target, count, low in zip(targets, size, floor, strict=True):
-        best, choice = np.full(BINS + 1, np.inf), np.zeros(BINS + 1, int)
+        best, used, choice = np.full(slots, np.inf), np.zeros(slots), np.zeros(slots, int)
         for bits in range(low, maximum + 1):
-            taken = int(np.ceil(count * (bits - low) / unit - 1e-6))
-            if taken > BINS:
+            taken = round(count * (bits - low) / unit)
+            if taken >= slots:
                 break
-            distance = least[: BINS + 1 - taken] + (bits - target) ** 2
-            better = distance < best[taken:]
-            best[taken:][better] = distance[better]
+            now = spent[: slots - taken] + count * (bits - low)
+            gone = np.where(now <= room, distance[: slots - taken] + (bits - target) ** 2, np.inf)
+            better = gone < best[taken:]
+            best[taken:][better], used[taken:][better] = gone[better], now[better]
             choice[taken:][better] = bits
-        least = best
+        distance, spent = best, used
         choices.append(choice)
-    enough = max(int(np.ceil((spare - SHORT * budget) / unit)), 0)
-    if np.isfinite(least[enough:]).any():
-        at = enough + int(np.argmin(least[enough:]))
+    enough = np.isfinite(distance) & (spent >= spare - SHORT * budget)
+    if enough.any():
+        at = int(np.argmin(np.where(enough, distance, np.inf)))
     else:
-        at = int(np.flatnonzero(np.isfinite(least))[-1])
+        at = int(np.argmax(np.where(np.isfinite(distance), spent, -1.0)))
     whole = {}
     for name, choice, count, low in reversed(list(zip(names, choices, size, floor, strict=True))):
         whole[name] = int(choice[at])
-        at -= int(np.ceil(count * (whole[name] - low) / unit - 1e-6))
+        at -= round(count * (whole[name] - low) / unit)
     return {name: whole[name] for name in names}
 
 

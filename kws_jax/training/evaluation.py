@@ -27,13 +27,21 @@ def predict_all(predict: Callable, audio: np.ndarray, *, batch: int = 250) -> np
 
 
 def wilson_interval(correct: int, clips: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927).
+    """95 % confidence interval of a proportion, at the default `z` (Wilson 1927).
+
+    Args:
+      correct: how often it was met.
+      clips: of how many, at least one.
+      z: quantile of the normal distribution.
+
+    Raises:
+      ValueError: there are no clips.
 
     >>> [round(x, 3) for x in wilson_interval(90, 100)]
     [0.826, 0.945]
     """
     if clips <= 0:
-        raise ValueError(f'an accuracy needs at least one clip, got {clips}')
+        raise ValueError(f'an accuracy needs at least one clip, got {clips}; give more data')
     p, n = correct / clips, clips
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -51,18 +59,33 @@ def score(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
     Returns:
       JSON-ready dict: `accuracy`, `accuracy_interval` (95 %), `clips`, `cross_entropy` (nats),
       `recall` per class (None without clips), `confusion` `[true][predicted]`, `labels`.
+
+    Raises:
+      ValueError: no clips, or shapes that do not fit each other or `names`.
+
+    >>> result = score([[2, 0], [1, 0], [0, 3]], [0, 1, 1], ('yes', 'no'))
+    >>> result['confusion'], result['recall']
+    ([[1, 0], [1, 1]], {'yes': 1.0, 'no': 0.5})
     """
-    logits = np.asarray(logits, np.float64)
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    fits = logits.shape == (*labels.shape, len(names)) and labels.ndim == 1
+    if not fits or (labels.size and not 0 <= labels.min() <= labels.max() < len(names)):
+        raise ValueError(
+            f'logits must be [clips, {len(names)}] and labels in 0..{len(names) - 1} [clips], got '
+            f'{list(logits.shape)} and labels of shape {list(labels.shape)}; give the names of the '
+            'classes that the model was trained with'
+        )
     predicted = logits.argmax(axis=1)
     confusion = np.zeros((len(names), len(names)), int)
     np.add.at(confusion, (labels, predicted), 1)
     correct, clips = int((predicted == labels).sum()), len(labels)
+    interval = wilson_interval(correct, clips)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     totals = confusion.sum(axis=1)
     return {
         'accuracy': correct / clips,
-        'accuracy_interval': list(wilson_interval(correct, clips)),
+        'accuracy_interval': list(interval),
         'clips': clips,
         'cross_entropy': float(-log_p[np.arange(clips), labels].mean()),
         'recall': {

@@ -190,46 +190,49 @@ def test_a_width_at_its_bound_still_gets_its_gradient_and_leaves_again(name, kin
     assert (bound - left if end else left - bound) > 0.5
 
 
+OPTIMIZER = optax.adam(0.2)
+
+
+def values_error(form, kind, params):
+    """What a task holds against rounding: the mean squared error of the sample."""
+    return jnp.mean((apply(form, kind, params, sample(kind)) - sample(kind)) ** 2)
+
+
+@functools.partial(jax.jit, static_argnames=('form', 'kind'))
+def optimizer_step(form, kind, params, opt, price):
+    signed = KINDS[kind][0]
+
+    def loss(params):
+        return values_error(form, kind, params) + price * form.bits(params, signed=signed)
+
+    updates, opt = OPTIMIZER.update(jax.grad(loss)(params), opt)
+    return form.project(optax.apply_updates(params, updates), signed=signed), opt
+
+
+def optimized(form, kind, params, *, price, steps):
+    opt = OPTIMIZER.init(params)
+    for _ in range(steps):
+        params, opt = optimizer_step(form, kind, params, opt, jnp.float32(price))
+    return params
+
+
 @every_form
 @every_kind
-@pytest.mark.parametrize('price', [1.0, -1.0])
-def test_widths_move_under_a_price_in_a_few_optimizer_steps(name, kind, price):
-    form, signed = FORMS[name], KINDS[kind][0]
-    params = start(form, kind, 5)
-    optimizer = optax.adam(0.2)
-    opt = optimizer.init(params)
-
-    def loss(p):
-        # the values pull towards more bits, the price, which is higher, to less
-        error = jnp.mean((apply(form, kind, p, sample(kind)) - sample(kind)) ** 2)
-        return error + price * form.bits(p, signed=signed)
-
-    @jax.jit
-    def step(params, opt):
-        updates, opt = optimizer.update(jax.grad(loss)(params), opt)
-        return form.project(optax.apply_updates(params, updates), signed=signed), opt
-
-    for _ in range(8):
-        params, opt = step(params, opt)
-    assert (width(form, kind, params) - 5) * price <= -1
+def test_widths_move_under_a_price_in_a_few_optimizer_steps(name, kind):
+    form = FORMS[name]
+    for price in (1.0, -1.0):
+        params = optimized(form, kind, start(form, kind, 5), price=price, steps=8)
+        assert (width(form, kind, params) - 5) * price <= -1
 
 
 @every_form
 @every_kind
 def test_the_task_alone_asks_for_more_bits(name, kind):
-    form, signed = FORMS[name], KINDS[kind][0]
-    params, x = start(form, kind, 2), sample(kind)
-    error = lambda p: jnp.mean((apply(form, kind, p, x) - x) ** 2)  # noqa: E731
-
-    @jax.jit
-    def step(params):
-        moved = jax.tree.map(lambda p, g: p - 2.0 * g, params, jax.grad(error)(params))
-        return form.project(moved, signed=signed)
-
-    first = float(error(params))
-    for _ in range(40):
-        params = step(params)
-    assert float(error(params)) < 0.9 * first
+    form = FORMS[name]
+    few = start(form, kind, 2)
+    more = optimized(form, kind, few, price=0.0, steps=12)
+    assert width(form, kind, more) >= 3
+    assert float(values_error(form, kind, more)) < 0.5 * float(values_error(form, kind, few))
 
 
 def test_the_best_range_is_the_best_of_a_fine_search():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kws_jax.quantizers import rounding
 from kws_jax.quantizers.rounding import binarize, largest_code, quantize, round_through
 
 POINTS = {  # as many in each, so that they share compiled code
@@ -14,6 +15,7 @@ POINTS = {  # as many in each, so that they share compiled code
     'outside': [3.7, 50.0, -3.9, -50.0, 4.1, 1e6, -4.2, -1e6],
     'both': [-9.0, -1.1, -0.2, 0.05, 0.9, 9.0, 1.45, -1.55],
     'random': np.random.default_rng(0).normal(size=8) * 2,
+    'many': np.random.default_rng(0).normal(size=50_001) * 2,  # worked on in parts
 }
 
 
@@ -52,12 +54,13 @@ def ordinary_squared(x):
 
 def same_function(ours, ordinary, *arguments):
     """Asserts equal values, and equal gradients to every argument for a random cotangent."""
-    cotangent = np.random.default_rng(1).normal(size=8).astype(np.float32)
+    shape = arguments[0].shape
+    cotangent = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     values, gradients = value_and_gradients(ours, cotangent, *arguments)
     expected, expected_gradients = value_and_gradients(ordinary, cotangent, *arguments)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
     for got, want in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * max(len(cotangent) / 100, 1))
 
 
 QUANTIZE = {s: functools.partial(quantize, signed=s) for s in (True, False)}
@@ -114,19 +117,20 @@ def test_step_and_range_get_the_gradients_of_uhlich_et_al():
 def test_the_bounds_themselves_count_as_inside():
     x = jnp.array([-1.5, 0.0, 1.5])
     for signed, expected in ((True, [1, 1, 1]), (False, [0, 1, 1])):
-        through = jax.grad(lambda x, s=signed: quantize(x, 0.5, jnp.array(3.0), s).sum())
+        through = jax.jit(jax.grad(lambda x, s=signed: quantize(x, 0.5, 3.0, s).sum()))
         np.testing.assert_array_equal(through(x), expected)
 
 
 def test_what_an_unsigned_range_cuts_off_below_zero_moves_nothing():
-    gradients = jax.grad(lambda *a: quantize(*a, False).sum(), (0, 1, 2))
+    gradients = jax.jit(jax.grad(lambda *a: quantize(*a, False).sum(), (0, 1, 2)))
     got = gradients(jnp.array([-0.1, -9.0]), jnp.array(0.5), jnp.array(3.0))
     assert all(float(jnp.abs(g).sum()) == 0 for g in got)
 
 
 def test_binarize_lets_gradients_through_up_to_two_steps():
     x = jnp.array([-1.01, -1.0, 0.0, 1.0, 1.01])
-    to_x, to_step = jax.grad(lambda x, s: binarize(x, s).sum(), (0, 1))(x, jnp.array(0.5))
+    gradients = jax.jit(jax.grad(lambda x, s: binarize(x, s).sum(), (0, 1)))
+    to_x, to_step = gradients(x, jnp.array(0.5))
     np.testing.assert_array_equal(to_x, [0, 1, 1, 1, 0])
     assert float(to_step) == 1.0  # two minus, three plus: zero is positive
 
@@ -139,10 +143,24 @@ def test_straight_through_functions_work_under_jit_and_vmap():
         return quantize(x, step, 7.0, True).sum() + binarize(x, step).sum()
 
     rows = jax.jit(jax.vmap(jax.grad(total, 1)))(x, steps)
-    single = [jax.grad(total, 1)(x[i], steps[i]) for i in range(4)]
+    alone = jax.jit(jax.grad(total, 1))
+    single = [alone(x[i], steps[i]) for i in range(4)]
     np.testing.assert_allclose(rows, jnp.stack(single), rtol=1e-5, atol=1e-5)
 
 
 def test_largest_codes():
     assert [largest_code(b, True) for b in range(1, 9)] == [0, 1, 3, 7, 15, 31, 63, 127]
     assert [largest_code(b, False) for b in range(1, 9)] == [1, 3, 7, 15, 31, 63, 127, 255]
+
+
+@pytest.mark.parametrize('signed', [True, False])
+def test_where_no_kernel_can_be_built_the_plain_form_gives_the_same(signed, monkeypatch):
+    x = jnp.asarray(POINTS['random'], jnp.float32)
+
+    def results():
+        total = lambda *a: jnp.sum(quantize(*a, signed) ** 2)  # noqa: E731
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(x, jnp.float32(0.3), jnp.float32(3))
+
+    usual = results()
+    monkeypatch.setattr(rounding, 'kernel_problem', lambda: 'no compiler')
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), results(), usual)

@@ -34,10 +34,12 @@ NAMES = ('low', 'high', 'silence')
 AUGMENT = {'max_shift': 800, 'noise_volume': 0.05, 'silence_volume': 1.0}
 
 
-def space() -> SearchSpace:
-    """Two searched layers of six channels."""
+def space(*, layers=2) -> SearchSpace:
+    """Searched layers of six channels."""
     shape = frontends.make(**FRONT_END).image_shape
-    return SearchSpace.from_json(SPACE | {'image_shape': shape, 'classes': len(NAMES)})
+    stages = [SPACE['stages'][0] | {'layers': layers}]
+    whole = SPACE | {'image_shape': shape, 'classes': len(NAMES), 'stages': stages}
+    return SearchSpace.from_json(whole)
 
 
 def tones(count, *, seed=0):
@@ -84,6 +86,18 @@ def data(*, clips=24) -> Dataset:
     )
 
 
+def drawn(shapes, *, seed=0):
+    """Weights and averages of these shapes; drawn here, as the draws of `init` compile slowly."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        spread = {'w': 0.4, 'scale': 0.1, 'bias': 0.1, 'b': 0.1}.get(path[-1].key, 0.0)
+        centre = float(path[-1].key in ('scale', 'var'))
+        return jnp.asarray(centre + spread * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 @functools.cache
 def model(choices=('e2k3', 'e1k3'), *, seed=0) -> Model:
     """An untrained float model; its batch norms hold the averages of some tones."""
@@ -92,15 +106,7 @@ def model(choices=('e2k3', 'e1k3'), *, seed=0) -> Model:
     shapes = jax.eval_shape(
         lambda key: network.init(key, front_end, architecture), jax.random.key(0)
     )
-    rng = np.random.default_rng(seed)
-
-    # drawn here, as compiling all the draws of network.init takes seconds
-    def draw(path, leaf):
-        spread = {'w': 0.4, 'scale': 0.1, 'bias': 0.1, 'b': 0.1}.get(path[-1].key, 0.0)
-        centre = float(path[-1].key in ('scale', 'var'))
-        return jnp.asarray(centre + spread * rng.normal(size=leaf.shape), jnp.float32)
-
-    params, averages = jax.tree_util.tree_map_with_path(draw, shapes)
+    params, averages = drawn(shapes, seed=seed)
 
     @jax.jit
     def run(params, averages, audio):

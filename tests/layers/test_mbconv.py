@@ -1,0 +1,234 @@
+"""The inverted residual block, plain and padded."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kws_jax.layers.mbconv import (
+    mbconv,
+    mbconv_init,
+    pad_mbconv,
+    padded_mbconv,
+    padded_mbconv_init,
+    unpad_mbconv,
+)
+from kws_jax.space import Candidate, SearchSpace, Stage, Stem, mbconvs
+
+SPACE = SearchSpace(
+    image_shape=(9, 6),
+    classes=2,
+    stem=Stem(channels=3, kernel=(3, 3), stride=(1, 1)),
+    stages=(Stage('a', channels=4, layers=2, stride=2, candidates=mbconvs((1, 3), (3, 5))),),
+    head_channels=4,
+)
+STRIDED, RESIDUAL = SPACE.layers
+BLOCKS = SPACE.layers[0].choices
+WIDTH, KERNEL = 3, 5  # the largest expansion and kernel
+each_layer = pytest.mark.parametrize('layer', SPACE.layers, ids=['strided', 'residual'])
+each_block = pytest.mark.parametrize('choice', BLOCKS, ids=lambda c: c.name)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation():
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def some_block(layer, choice, seed=0):
+    """Weights and averages away from their start."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: mbconv_init(key, layer, choice), jax.random.key(0))
+    params, state = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes
+    )
+    return params, {
+        part: {'mean': v['mean'], 'var': jnp.square(v['var']) + 0.2} for part, v in state.items()
+    }
+
+
+def some_input(layer, seed=1):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(2, *layer.in_shape, layer.in_channels)), jnp.float32)
+
+
+def plain_block(params, state, x, *, layer, train):
+    """The block out of XLA's convolutions and a batch norm written out."""
+
+    def conv(x, w, stride=1, groups=1):
+        pad = [(k // 2, k // 2) for k in w.shape[:2]]
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (stride, stride),
+            pad,
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=groups,
+        )
+
+    def norm(part, y):
+        values = {
+            k: v.reshape(1, 1, 1, -1) for k, v in (params[part] | state[part]).items() if k != 'w'
+        }
+        mean, var = values['mean'], values['var']
+        if train:
+            mean, var = y.mean((0, 1, 2), keepdims=True), y.var((0, 1, 2), keepdims=True)
+        return (y - mean) / jnp.sqrt(var + 1e-3) * values['scale'] + values['bias']
+
+    y = x
+    if 'expand' in params:
+        y = jnp.clip(norm('expand', conv(y, params['expand']['w'][None, None])), 0, 6)
+    taps = params['depthwise']['w'][:, :, None]
+    y = conv(y, taps, stride=layer.stride, groups=y.shape[-1])
+    y = jnp.clip(norm('depthwise', y), 0, 6)
+    y = norm('project', conv(y, params['project']['w'][None, None]))
+    return y + x if y.shape == x.shape else y
+
+
+@pytest.mark.parametrize('train', [True, False])
+@each_layer
+@each_block
+def test_the_block_is_expand_depthwise_project_with_batch_norm(layer, choice, train):
+    (params, state), x = some_block(layer, choice), some_input(layer)
+    got, new = jax.jit(functools.partial(mbconv, layer=layer, train=train))(params, state, x)
+    wanted = jax.jit(functools.partial(plain_block, layer=layer, train=train))(params, state, x)
+    assert got.shape == (2, 5, 3, 4)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_equal_structs(new, state)
+
+
+@each_block
+def test_the_padded_block_equals_the_plain_one_in_output_averages_and_gradients(padded, choice):
+    for layer in SPACE.layers:
+        (params, state), x = some_block(layer, choice), some_input(layer)
+        wide, wide_state = pad_mbconv(
+            params,
+            state,
+            layer=layer,
+            choice=choice,
+            width=WIDTH * layer.in_channels,
+            kernel=KERNEL,
+        )
+
+        def plain(params, x, train, layer=layer, state=state):
+            y, new = mbconv(params, state, x, layer=layer, train=train)
+            return jnp.mean(jnp.sin(y)), (y, new)
+
+        for train in (True, False):
+            run = jax.jit(
+                jax.value_and_grad(functools.partial(plain, train=train), (0, 1), has_aux=True)
+            )
+            (_, (y, new)), (to_params, to_x) = run(params, x)
+            (_, (wide_y, wide_new)), (to_wide, wide_to_x) = padded[layer.name, train](
+                wide, wide_state, x, choice.expansion, choice.kernel
+            )
+            np.testing.assert_allclose(wide_y, y, atol=1e-5)
+            np.testing.assert_allclose(wide_to_x, to_x, atol=1e-5)
+            if not train:
+                wide_new = wide_state
+            cut, cut_new = unpad_mbconv(to_wide, wide_new, layer=layer, choice=choice)
+            chex.assert_trees_all_close(cut, to_params, rtol=1e-4, atol=1e-5)
+            chex.assert_trees_all_close(cut_new, new, atol=1e-5)
+            # padding never gets a gradient, nor an average
+            again = pad_mbconv(
+                cut,
+                cut_new,
+                layer=layer,
+                choice=choice,
+                width=WIDTH * layer.in_channels,
+                kernel=KERNEL,
+            )
+            chex.assert_trees_all_equal(again, (to_wide, wide_new))
+
+
+@pytest.fixture(scope='module')
+def padded():
+    """The padded block of each layer, for training and for evaluation; each is traced once."""
+    traces = []
+
+    def make(layer, train):
+        @jax.jit
+        def run(params, state, x, expansion, kernel):
+            traces.append((layer.name, train))
+
+            def value(params, x):
+                y, new = padded_mbconv(
+                    params,
+                    state,
+                    x,
+                    layer=layer,
+                    expansion=expansion,
+                    kernel=kernel,
+                    train=train,
+                )
+                return jnp.mean(jnp.sin(y)), (y, new)
+
+            return jax.value_and_grad(value, (0, 1), has_aux=True)(params, x)
+
+        return run
+
+    yield {
+        (layer.name, train): make(layer, train) for layer in SPACE.layers for train in (True, False)
+    }
+    assert len(traces) == len(set(traces))
+
+
+@each_layer
+@each_block
+def test_unpadding_undoes_padding(layer, choice):
+    block = some_block(layer, choice)
+    wide = pad_mbconv(*block, layer=layer, choice=choice, width=20, kernel=7)
+    assert wide[0]['depthwise']['w'].shape == (7, 7, 20)
+    chex.assert_trees_all_equal(unpad_mbconv(*wide, layer=layer, choice=choice), block)
+
+
+def test_candidates_made_at_once_are_those_made_one_by_one():
+    layer, choices, key = STRIDED, (Candidate(1, 5), Candidate(3, 3)), jax.random.key(3)
+    stacked = jax.jit(padded_mbconv_init, static_argnums=(1, 2))(key, layer, choices)
+    width = WIDTH * layer.in_channels
+    init = jax.jit(mbconv_init, static_argnums=(1, 2))
+    for i, choice in enumerate(choices):
+        own = jax.device_get(init(jax.random.split(key, 2)[i], layer, choice))
+        own = pad_mbconv(*own, layer=layer, choice=choice, width=width, kernel=KERNEL)
+        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], stacked), own, rtol=1e-6)
+
+
+def test_starting_weights_are_he_normal_by_fan_out():
+    layer = SearchSpace(
+        (4, 4), 2, Stem(64, (3, 3), (1, 1)), (Stage('a', 32, 1, 1, mbconvs((6,), (7,))),), 4
+    ).layers[0]
+    params, state = mbconv_init(jax.random.key(0), layer, Candidate(6, 7))
+    for part, fan_out in {'expand': 384, 'depthwise': 49, 'project': 32}.items():
+        w = params[part]['w']
+        error = 5 * np.sqrt(2 / w.size)
+        assert jnp.var(w) * fan_out / 2 == pytest.approx(1.0, abs=error)
+        assert jnp.all(params[part]['scale'] == 1) and jnp.all(params[part]['bias'] == 0)
+        assert jnp.all(state[part]['mean'] == 0) and jnp.all(state[part]['var'] == 1)
+
+
+def test_quantizers_see_every_weight_and_activation_by_name():
+    choice = Candidate(3, 5)
+    (params, state), x = some_block(RESIDUAL, choice), some_input(RESIDUAL)
+    seen = []
+
+    def halve_weights(name, kind, value):
+        seen.append((name, kind, value.shape))
+        return value / 2 if kind == 'weight' else value
+
+    got, _ = mbconv(params, state, x, layer=RESIDUAL, train=False, quant=halve_weights)
+    n, h, w, c = x.shape
+    assert seen == [
+        ('a.1.expand', 'weight', (c, 3 * c)),
+        ('a.1.expand', 'activation', (n, h, w, 3 * c)),
+        ('a.1.depthwise', 'weight', (5, 5, 3 * c)),
+        ('a.1.depthwise', 'activation', (n, h, w, 3 * c)),
+        ('a.1.project', 'weight', (3 * c, c)),
+        ('a.1.project', 'activation', (n, h, w, c)),
+    ]
+    halved = {part: v | {'w': v['w'] / 2} for part, v in params.items()}
+    wanted, _ = mbconv(halved, state, x, layer=RESIDUAL, train=False)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)

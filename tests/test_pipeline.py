@@ -1,0 +1,206 @@
+"""The miniature of sinc60 from recordings to results, through the real loop and program."""
+
+import json
+import os
+import pathlib
+import time
+
+import killing
+import pytest
+import small
+import small_config
+import small_pipeline
+
+from kws_jax import config as config_lib
+from kws_jax import model as model_lib
+from kws_jax import pipeline
+from kws_jax.space import mfcc_space, table1_space
+from kws_jax.training.runs import evaluate_model
+
+NAMES = ['float', 'fixed-2-3', 'trained-bits']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+    with small.quick_compilation():
+        yield
+
+
+@pytest.fixture(scope='module')
+def finished():
+    return small_pipeline.reference()
+
+
+@pytest.fixture(scope='module')
+def results(finished):
+    return json.loads((finished.workdir / 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def data(finished):
+    return small_pipeline.open_folder(finished.folder)
+
+
+def config(**changes):
+    return small_config.get_config().to_dict() | changes
+
+
+def test_every_phase_ends_in_a_row_of_costs_and_scores(results):
+    assert [row['name'] for row in results['rows']] == NAMES
+    clips = results['data']['examples']['testing']
+    for row in results['rows']:
+        assert row['test']['clips'] == clips == sum(map(sum, row['test']['confusion']))
+        low, high = row['test']['accuracy_interval']
+        assert 0 <= low <= row['test']['accuracy'] <= high <= 1
+        assert 0 <= row['test']['accuracy_with_zero_silence'] <= 1
+        assert 0 <= row['validation_accuracy'] <= 1
+        assert row['wall_seconds'] > 0
+    # low, middle, high; rising is unknown, and silence comes from the background noise
+    assert results['data']['labels'] == ['low', 'middle', 'high', 'silence', 'unknown']
+    total = results['search']['wall_seconds'] + sum(r['wall_seconds'] for r in results['rows'])
+    assert results['wall_seconds'] == pytest.approx(total)
+    assert results['hardware']['cores'] == os.cpu_count()
+
+
+def test_the_search_ends_within_its_targets_and_the_rows_have_its_network(results):
+    target = small_config.get_config().target
+    for row in results['rows']:
+        assert 0.8 * target.macs <= row['macs'] <= target.macs
+        assert row['macs'] == results['search']['macs']
+        assert row['parameters'] == results['search']['parameters'] <= target.parameters
+
+
+def test_bits_are_those_that_were_asked_for(results, finished):
+    rows = {row['name']: row for row in results['rows']}
+    means = {
+        name: (row['mean_weight_bits'], row['mean_activation_bits']) for name, row in rows.items()
+    }
+    assert means['float'] == (32, 32) and means['fixed-2-3'] == pytest.approx((2, 3))
+    for mean, budget in zip(means['trained-bits'], (3.0, 3.0), strict=True):
+        assert 0.98 * budget <= mean <= budget
+    assert rows['fixed-2-3']['flash_bytes'] < rows['trained-bits']['flash_bytes']
+    trained = model_lib.load(finished.workdir / 'trained-bits' / 'model')
+    assert all(2 <= b <= 8 for b in trained.bits('weight').values())
+    assert all(1 <= b <= 8 for b in trained.bits('activation').values())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_saved_model_has_the_accuracy_that_the_run_reported(name, results, finished, data):
+    model = model_lib.load(finished.workdir / name / 'model')
+    (row,) = (row for row in results['rows'] if row['name'] == name)
+    # the run's own evaluation and this one are different programs on different batches
+    assert evaluate_model(model, data, 'validation')['accuracy'] == pytest.approx(
+        row['validation_accuracy'], abs=1e-6
+    )
+
+
+def stamps(workdir):
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in workdir.rglob('*')
+        if path.is_file() and path.name not in ('results.json', 'phase.json')
+    }
+
+
+def test_a_second_run_repeats_no_finished_work_and_gives_the_same_results(
+    finished, results, data, monkeypatch
+):
+    for name in ('train', 'quantize_fixed', 'quantize_trained', 'evaluate_model'):
+        monkeypatch.setattr(pipeline, name, lambda *_, **__: pytest.fail('repeats work'))
+    monkeypatch.setitem(pipeline.SEARCHERS, 'proxyless', lambda *_, **__: pytest.fail('searches'))
+    before, began = stamps(finished.workdir), time.monotonic()
+    again = pipeline.run(config(), data, finished.workdir)
+    assert time.monotonic() - began < 10
+    assert stamps(finished.workdir) == before
+    assert json.loads(json.dumps(again)) == results
+
+
+def test_the_program_ends_at_once_on_a_finished_run_and_prints_its_table(finished, tmp_path):
+    folder = pathlib.Path(small_config.__file__).parent
+    out = killing.finish(
+        killing.start(
+            [
+                'launch/pipeline.py',
+                f'--config={folder / "small_config.py"}',
+                f'--data_dir={finished.folder}',
+                f'--workdir={finished.workdir}',
+                f'--cache_dir={tmp_path}',
+            ],
+            PYTHONPATH=os.pathsep.join([str(killing.ROOT), str(folder)]),
+        )
+    )
+    assert all(name in out for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    'variant, phase, key', [('other-lr', 'float', 'lr'), ('other-batch', 'search', 'batch')]
+)
+def test_another_configuration_is_refused_with_the_key_that_differs(
+    variant, phase, key, finished, data
+):
+    before = stamps(finished.workdir)
+    other = small_config.get_config(variant).to_dict()
+    with pytest.raises(ValueError, match=rf'{phase} was made .*different: {key}.; use another'):
+        pipeline.run(other, data, finished.workdir)
+    assert stamps(finished.workdir) == before
+
+
+# ---- parts
+
+
+def test_a_phase_that_failed_is_built_again_and_then_kept(tmp_path):
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        if len(built) == 1:
+            raise RuntimeError('out of luck')
+        return small.model()
+
+    with pytest.raises(RuntimeError, match='out of luck'):
+        pipeline._phase(tmp_path, 'float', {'lr': 1}, build)
+    for _ in range(2):
+        model = pipeline._phase(tmp_path, 'float', {'lr': 1}, build)
+        assert model.architecture == small.model().architecture
+    assert len(built) == 2
+    with pytest.raises(ValueError, match='different: epochs, lr.'):
+        pipeline._phase(tmp_path, 'float', {'lr': 2, 'epochs': 3}, build)
+    assert len(built) == 2
+
+
+def test_spaces_by_name_and_written_out():
+    assert pipeline.make_space({'name': 'table1'}, (98, 60), 12) == table1_space()
+    assert pipeline.make_space({'name': 'mfcc', 'width': 0.75}, (51, 10), 12) == mfcc_space(
+        width=0.75
+    )
+    shape = small.space().image_shape
+    assert pipeline.make_space(dict(small.SPACE), shape, 3) == small.space()
+    with pytest.raises(ValueError, match="space.name must be one of table1, mfcc, got 'table2'"):
+        pipeline.make_space({'name': 'table2'}, (98, 60), 12)
+
+
+def test_an_unknown_search_method_is_an_error(data, tmp_path):
+    with pytest.raises(ValueError, match=r"search\.method must be one of .*, got 'luck'"):
+        pipeline.search_phase(config(search={'method': 'luck'}), data, tmp_path)
+
+
+def test_a_random_architecture_starts_from_fresh_weights_of_its_seed(data, tmp_path):
+    search = config()['search'] | {'method': 'random'}
+    first, second = (
+        pipeline.search_phase(config(search=search), data, tmp_path / name) for name in 'ab'
+    )
+    assert first.architecture == second.architecture
+    assert pipeline._digest(first) == pipeline._digest(second)
+    assert first.card['method'] == 'random' and first.card['wall_seconds'] == 0
+
+
+@pytest.mark.parametrize('variant', ['', 'quickstart', 'mini', 'paper'])
+def test_every_variant_of_the_configuration_describes_a_search_that_is_possible(variant):
+    loaded = config_lib.load_config(f'configs/sinc60.py:{variant}'.rstrip(':')).to_dict()
+    problem = pipeline.make_problem(loaded, [str(i) for i in range(12)])
+    assert problem.bounds['low'] < problem.bounds['high'] == loaded['target']['macs']
+
+
+def test_an_unknown_variant_is_an_error_that_names_the_known():
+    with pytest.raises(config_lib.ConfigError, match="'quickstart', 'mini' or 'paper', got 'tiny'"):
+        config_lib.load_config('configs/sinc60.py:tiny')

@@ -1,0 +1,54 @@
+"""Released models by name, runs by folder, and errors that name the nearest."""
+
+import pytest
+import small
+
+from kws_jax import model as model_lib
+from kws_jax import zoo
+
+
+@pytest.fixture
+def released(tmp_path, monkeypatch):
+    """A zoo that holds sinc60-float and sinc60-trained-bits."""
+    for name in ('sinc60-trained-bits', 'sinc60-float'):
+        model_lib.save(small.model(), tmp_path / 'zoo' / name)
+    (tmp_path / 'zoo' / 'unfinished').mkdir()
+    monkeypatch.setattr(zoo, '_ROOT', tmp_path / 'zoo')
+    return tmp_path
+
+
+def test_released_models_are_listed_by_name_and_loaded(released):
+    assert zoo.names() == ['sinc60-float', 'sinc60-trained-bits']
+    assert zoo.load('sinc60-float').labels == small.NAMES
+
+
+def test_every_model_that_is_released_loads():
+    for name in zoo.names():
+        assert zoo.load(name).labels
+
+
+def test_a_run_is_loaded_by_its_folder_or_its_model_folder(released, tmp_path):
+    model_lib.save(small.model(), tmp_path / 'run' / 'float' / 'model')
+    for path in (tmp_path / 'run' / 'float', str(tmp_path / 'run' / 'float' / 'model')):
+        assert zoo.load(path).architecture == small.model().architecture
+
+
+def test_a_misspelt_name_names_the_nearest(released):
+    with pytest.raises(FileNotFoundError, match="'sinc60-flot'; did you mean sinc60-float"):
+        zoo.load('sinc60-flot')
+
+
+def test_a_name_like_no_other_lists_all(released):
+    with pytest.raises(FileNotFoundError, match='released are: sinc60-float, sinc60-trained-bits'):
+        zoo.load('zzz')
+
+
+def test_an_empty_zoo_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, '_ROOT', tmp_path)
+    with pytest.raises(FileNotFoundError, match='released are: none'):
+        zoo.load('anything')
+
+
+def test_a_folder_without_a_model_is_told_from_a_wrong_name(released, tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no model.json .a run writes it'):
+        zoo.load(tmp_path / 'zoo' / 'unfinished')
