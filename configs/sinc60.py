@@ -113,7 +113,7 @@ def _quickstart(config):
     config.batch = 32
     config.target.macs = 6.0e6
     config.front_end.filters = 40
-    config.search.update({'warmup_epochs': 5, 'epochs': 7, 'arch_lr': 0.05, 'lr': 0.05, 'warmup_lr': 0.05})
+    config.search.update({'warmup_epochs': 5, 'epochs': 7, 'lr': 0.05, 'warmup_lr': 0.05})
     config.train.update({'epochs': 25, 'lr': 0.1})
     config.fixed_bits.update({'epochs': 4, 'lr': 0.01})
     config.trained_bits.update({'epochs': 4, 'learn_epochs': 4, 'lr': 0.01, 'learn_lr': 0.015})

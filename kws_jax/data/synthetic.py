@@ -288,6 +288,7 @@ def _names(speakers, split):
 
 
 def read_wav(path):
+    """Samples of a 16-bit mono WAV file, int16 `[n]`."""
     with wave.open(os.fspath(path)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), '<i2')
 

@@ -1,6 +1,7 @@
 """Whole runs, float and through rounding; each takes a `Model` and returns one."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -284,9 +285,9 @@ def flash_to_mean_bits(model: Model, flash_bytes: float) -> float:
     )
     mean = (flash_bytes * 8 - beside) / sum(sites.values())
     if mean < 2:
-        least = (beside + 2 * sum(sites.values())) / 8
+        least = math.ceil((beside + 2 * sum(sites.values())) / 8)
         raise ValueError(
-            f'flash_bytes must be at least {least:.0f} for this architecture at 2 bits per weight, '
+            f'flash_bytes must be at least {least} for this architecture at 2 bits per weight, '
             f'got {flash_bytes:g}; ask for more flash or search a smaller network'
         )
     return mean

@@ -11,6 +11,9 @@ from kws_jax import costs
 from kws_jax.search import arch as arch_lib
 from kws_jax.space import SearchSpace, Stage, Stem, mbconvs, table1_space
 
+pytest_plugins = ('tiny_search',)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture
 def arch(space):

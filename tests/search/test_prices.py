@@ -14,6 +14,8 @@ from kws_jax.search import prices
 from kws_jax.search.step import arch_adam
 from kws_jax.space import table1_space
 
+pytest_plugins = ('tiny_search',)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SPACE = table1_space()
 MACS = costs.macs_table(SPACE, front_end_macs=400 * 60 * 98)
 

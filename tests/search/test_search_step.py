@@ -27,6 +27,8 @@ from kws_jax.search.step import (
 )
 from kws_jax.training.steps import Recipe, step_key, training_input
 
+pytest_plugins = ('tiny_search',)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 GOLDEN = pathlib.Path(__file__).with_name('golden_search.json')
 WARMUP, EVERY, STEPS = 4, 5, 12
 RECIPE = Recipe(seed=7, augment={'max_shift': 800, 'noise_probability': 0.5, 'noise_volume': 0.1})

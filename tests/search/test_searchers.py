@@ -16,6 +16,8 @@ from kws_jax.data.pools import Pools
 from kws_jax.search import SEARCHERS, Problem, SearchResult
 from kws_jax.space import Architecture
 
+pytest_plugins = ('tiny_search',)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 every_searcher = pytest.mark.parametrize('name', SEARCHERS)
 CONFIG = {
     'seed': 3,

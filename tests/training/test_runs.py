@@ -98,7 +98,7 @@ def test_too_little_flash_is_an_error_that_says_how_much_is_enough():
     ) as error:
         runs.flash_to_mean_bits(model, 9000)
     least = int(str(error.value).split('at least ')[1].split()[0])
-    assert runs.flash_to_mean_bits(model, least) == pytest.approx(2, abs=1e-3)
+    assert 2 <= runs.flash_to_mean_bits(model, least) < 2.001
     assert stored_bytes(model, everywhere(runs._sites(model), 2)) == pytest.approx(least, abs=1)
 
 

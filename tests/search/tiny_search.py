@@ -1,4 +1,4 @@
-"""A search small enough to compile in seconds."""
+"""Fixtures for a search small enough to compile in seconds; tests name it in `pytest_plugins`."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from kws_jax import frontends
 from kws_jax.space import SearchSpace, Stage, Stem, mbconvs
 
 
-@pytest.fixture(autouse=True, scope='session')
+@pytest.fixture(scope='module')
 def quick_compilation():
     """Has XLA compile fast rather than well."""
     jax.config.update('jax_disable_most_optimizations', True)
