@@ -89,16 +89,19 @@ def plain_block(params, state, x, *, layer, train):
     return y + x if y.shape == x.shape else y
 
 
-@pytest.mark.parametrize('train', [True, False])
-@each_layer
-@each_block
-def test_the_block_is_expand_depthwise_project_with_batch_norm(layer, choice, train):
+@pytest.mark.parametrize(('layer', 'name'), [(STRIDED, 'e1k5'), (RESIDUAL, 'e3k3')])
+def test_the_block_is_expand_depthwise_project_with_batch_norm(layer, name):
+    choice = Candidate.from_name(name)
     (params, state), x = some_block(layer, choice), some_input(layer)
-    got, new = jax.jit(functools.partial(mbconv, layer=layer, train=train))(params, state, x)
-    wanted = jax.jit(functools.partial(plain_block, layer=layer, train=train))(params, state, x)
-    assert got.shape == (2, 5, 3, 4)
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
-    chex.assert_trees_all_equal_structs(new, state)
+
+    def both(block):
+        return [block(params, state, x, layer=layer, train=train) for train in (True, False)]
+
+    both = jax.jit(both, static_argnums=0)
+    for (got, new), wanted in zip(both(mbconv), both(plain_block), strict=True):
+        assert got.shape == (2, 5, 3, 4)
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+        chex.assert_trees_all_equal_structs(new, state)
 
 
 @each_block
@@ -118,7 +121,7 @@ def test_the_padded_block_equals_the_plain_one_in_output_averages_and_gradients(
             y, new = mbconv(params, state, x, layer=layer, train=train)
             return jnp.mean(jnp.sin(y)), (y, new)
 
-        for train in (True, False):
+        for train in (True, False) if layer == RESIDUAL else (True,):
             run = jax.jit(
                 jax.value_and_grad(functools.partial(plain, train=train), (0, 1), has_aux=True)
             )
@@ -180,7 +183,7 @@ def padded():
 @each_layer
 @each_block
 def test_unpadding_undoes_padding(layer, choice):
-    block = some_block(layer, choice)
+    block = jax.device_get(some_block(layer, choice))
     wide = pad_mbconv(*block, layer=layer, choice=choice, width=20, kernel=7)
     assert wide[0]['depthwise']['w'].shape == (7, 7, 20)
     chex.assert_trees_all_equal(unpad_mbconv(*wide, layer=layer, choice=choice), block)
