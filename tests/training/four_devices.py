@@ -16,7 +16,7 @@ from kws_jax.training.devices import Placement
 from kws_jax.training.state import sgd
 from kws_jax.training.steps import Recipe, init_train_state, make_train_chunk
 
-RECIPE = Recipe(augment={'max_shift': 800, 'silence_volume': 1.0, 'noise_probability': 0.0})
+RECIPE = Recipe(augment=small.AUGMENT)
 
 
 def float_step():

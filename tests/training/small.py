@@ -31,7 +31,7 @@ SPACE = {
     'head_channels': 8,
 }
 NAMES = ('low', 'high', 'silence')
-AUGMENT = {'max_shift': 800, 'noise_volume': 0.05, 'silence_volume': 1.0}
+AUGMENT = {'max_shift': 800, 'noise_probability': 0.0, 'silence_volume': 1.0}
 
 
 def space(*, layers=2) -> SearchSpace:

@@ -21,7 +21,7 @@ QUANT = {
     'quant_lr': 0.3,
     'weight_decay': 0.0,
     'batch_statistics': 0.5,
-    'recipe': {'label_smoothing': 0.0, 'augment': {'noise_volume': 0.02}, 'distill': 0.5},
+    'recipe': {'label_smoothing': 0.0, 'augment': small.AUGMENT, 'distill': 0.5},
     'start_bits': 5,
     'learn_epochs': 2,
     'learn_lr': 0.02,
