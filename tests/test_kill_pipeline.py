@@ -28,5 +28,20 @@ def test_sigkill_in_every_phase_does_not_change_a_bit(tmp_path):
     killing.finish(reference.start(tmp_path))
     got, expected = (small_pipeline.results(w) for w in (tmp_path, reference.workdir))
     assert set(got) == set(expected)
-    different = [name for name in expected if got[name] != expected[name]]
+    different = {
+        name: _first_difference(got[name], expected[name])
+        for name in expected
+        if got[name] != expected[name]
+    }
     assert not different
+
+
+def _first_difference(got, expected):
+    """Where two results part: for metrics the record and its fields, so that a failure tells."""
+    if not isinstance(expected, list) or len(got) != len(expected):
+        return got, expected
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        if a != b:
+            keys = {*a, *b} if isinstance(a, dict) and isinstance(b, dict) else ()
+            return i, {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)} or (a, b)
+    return None

@@ -65,7 +65,7 @@ def test_every_phase_ends_in_a_row_of_costs_and_scores(results):
 def test_the_search_ends_within_its_targets_and_the_rows_have_its_network(results):
     target = small_config.get_config().target
     for row in results['rows']:
-        assert 0.8 * target.macs <= row['macs'] <= target.macs
+        assert 0.9 * target.macs <= row['macs'] <= target.macs
         assert row['macs'] == results['search']['macs']
         assert row['parameters'] == results['search']['parameters'] <= target.parameters
 

@@ -21,7 +21,7 @@ RECIPE = Recipe(augment=small.AUGMENT)
 
 def float_step():
     """State and chunk of a float training."""
-    model, optimizer = small.model(), sgd(lr=0.1, steps=10, weight_decay=1e-4)
+    model, optimizer = small.model(('e2k3', 'identity')), sgd(lr=0.1, steps=10, weight_decay=1e-4)
     chunk = make_train_chunk(
         front_end=model.make_front_end(),
         architecture=model.architecture,

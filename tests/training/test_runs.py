@@ -155,6 +155,11 @@ def test_an_unknown_price_is_an_error(tmp_path):
 # ---- the form of the paper: widths of their own, a price per bit
 
 
+def start():
+    """The float model that is quantized: small, as each of its programs is compiled."""
+    return small.model(('e2k3', 'identity'))
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """A model with learned widths, the models that taught it, the run's folder and the data."""
@@ -163,7 +168,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, 'float_logits', lambda m: teachers.append(m) or original(m))
         model = runs.quantize_trained(
-            small.model(), data=data, config=QUANT, workdir=workdir, name='paper'
+            start(), data=data, config=QUANT, workdir=workdir, name='paper'
         )
     return model, teachers, workdir, data
 
@@ -183,7 +188,7 @@ def test_widths_fall_under_a_price_per_bit_and_end_whole(trained):
 def test_the_float_model_teaches_both_parts(trained):
     _, teachers, *_ = trained
     assert len(teachers) == 2
-    assert all(teacher.params is small.model().params for teacher in teachers)
+    assert all(teacher.params is start().params for teacher in teachers)
 
 
 def test_the_returned_model_scores_what_the_run_reported(trained):
@@ -199,7 +204,7 @@ def test_a_finished_run_is_not_trained_again(trained, monkeypatch):
         runs, 'make_train_chunk', lambda **_: lambda *_: pytest.fail('trains again')
     )
     again = runs.quantize_trained(
-        small.model(), data=data, config=QUANT, workdir=str(workdir), name='paper'
+        start(), data=data, config=QUANT, workdir=str(workdir), name='paper'
     )
     assert again.quant['bits'] == model.quant['bits']
     for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(model.params), strict=True):

@@ -58,7 +58,7 @@ def teacher(audio):
 @pytest.fixture(scope='module')
 def three_steps():
     """The state before, and what a chunk and a scan make of three steps with every option."""
-    model = small.model()
+    model = small.model(('e2k3', 'identity'))
     optimizer = sgd(lr=0.1, steps=10, weight_decay=1e-4)
     options = network_of(model) | {'optimizer': optimizer, 'recipe': FULL, 'teacher': teacher}
     before = init_train_state(model.params, model.averages, optimizer, recipe=FULL)
