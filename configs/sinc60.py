@@ -37,13 +37,14 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     plain = {'label_smoothing': 0.1, 'augment': augment}
     config.search = {
         'method': 'proxyless',
-        'warmup_epochs': 3,
-        'epochs': 6,
-        'warmup_lr': 0.1,
-        'lr': 0.1,
+        'batch': 32,  # small batches: more updates to each of the many candidates
+        'warmup_epochs': 6,
+        'epochs': 12,
+        'warmup_lr': 0.05,
+        'lr': 0.05,
         'weight_decay': 4e-5,
         'arch_every': 5,
-        'arch_lr': 0.05,
+        'arch_lr': 0.015,
         'price': {'name': 'target', 'beta': 1.0, 'weight': 1.0},
         'choose': 'within',
         'candidates': 64,
@@ -76,7 +77,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'batch_statistics': 0.7,
         'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0},
     }
-    config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2))}
+    config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8}
     config.trained_bits = quantized | {
         'enabled': True,
         'start_bits': 5,
@@ -103,9 +104,19 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _paper(config):
+    recipe = {'label_smoothing': 0.1, 'augment': PAPER_AUGMENT}
+    config.data.unknown_percent = 10.0
+    config.front_end = {'name': 'sinc', 'filters': 60, 'compression': 'none', 'quadrature': False}
     config.search.update({'warmup_epochs': 40, 'epochs': 120, 'warmup_lr': 0.05, 'lr': 0.2})
-    config.search.arch_lr = 4e-3
-    config.train.update({'epochs': 120, 'lr': 0.2, 'weight_decay': 4e-5})
+    config.search.update({'batch': 100, 'arch_lr': 4e-3, 'choose': 'argmax'})
+    config.search.price = {'name': 'mul_log', 'beta': 4.0, 'reference': 20e6}
+    config.search.recipe = recipe
+    config.train.update({'epochs': 120, 'lr': 0.2, 'warmup_epochs': 0.0, 'weight_decay': 4e-5})
+    config.train.recipe = recipe
+    for group in (config.fixed_bits, config.trained_bits):
+        group.update({'form': 'range_bits'})
+        group.recipe = recipe
+    config.trained_bits.update({'price': 'linear', 'start_bits': 8})
 
 
 def _quickstart(config):
@@ -113,14 +124,14 @@ def _quickstart(config):
     config.batch = 32
     config.target.macs = 6.0e6
     config.front_end.filters = 40
-    config.search.update({'warmup_epochs': 5, 'epochs': 7, 'lr': 0.05, 'warmup_lr': 0.05})
+    config.search.update({'warmup_epochs': 5, 'epochs': 7, 'arch_lr': 0.05})
     config.train.update({'epochs': 25, 'lr': 0.1})
     config.fixed_bits.update({'epochs': 4, 'lr': 0.01})
     config.trained_bits.update({'epochs': 4, 'learn_epochs': 4, 'lr': 0.01, 'learn_lr': 0.015})
 
 
 def _mini(config):
-    config.batch = 16
+    config.batch = config.search.batch = 16
     config.front_end.filters = 20
     config.target.macs = 3.0e6
     config.search.update({'warmup_epochs': 1, 'epochs': 1, 'arch_lr': 0.2, 'candidates': 4})

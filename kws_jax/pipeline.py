@@ -84,7 +84,7 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
 def search_phase(config: dict, data, workdir) -> Model:
     """Searches; returns the chosen network with its supernet weights (or fresh ones)."""
     problem = make_problem(config, data.labels.names)
-    chosen = config['search'] | {'seed': config['seed'], 'batch': config['batch']}
+    chosen = config['search'] | {'seed': config['seed']}
     method = chosen.pop('method')
     if method not in SEARCHERS:
         raise ValueError(f'search.method must be one of {", ".join(SEARCHERS)}, got {method!r}')
@@ -104,7 +104,7 @@ def search_phase(config: dict, data, workdir) -> Model:
             card=result.facts | {'method': method},
         )
 
-    about = {k: config[k] for k in ('seed', 'batch', 'front_end', 'space', 'target', 'search')}
+    about = {k: config[k] for k in ('seed', 'front_end', 'space', 'target', 'search')}
     about |= {'from_supernet': config['train']['from_supernet'], 'data': data.fingerprint}
     return _phase(workdir, 'search', about, build)
 

@@ -243,27 +243,39 @@ def make_search_step(
       warmup_steps: steps before the first arch update.
       arch_every: weight steps per arch update.
     """
-    network = {'front_end': front_end, 'space': space}
+    update, move, look = _parts(
+        front_end=front_end,
+        space=space,
+        table=table,
+        price=price,
+        optimizer=optimizer,
+        arch_optimizer=arch_optimizer,
+        recipe=recipe,
+    )
 
     def step(state, batch, noise):
-        state, metrics = weight_update(
-            state, batch, noise, optimizer=optimizer, recipe=recipe, **network
-        )
+        state, metrics = update(state, batch, noise)
         if arch_every:
-            state = jax.lax.cond(
-                (state.step >= warmup_steps) & (state.step % arch_every == 0),
-                lambda s: arch_update(
-                    s,
-                    batch,
-                    table=table,
-                    price=price,
-                    optimizer=arch_optimizer,
-                    recipe=recipe,
-                    **network,
-                ),
-                lambda s: s,
-                state,
-            )
+            due = (state.step >= warmup_steps) & (state.step % arch_every == 0)
+            state = jax.lax.cond(due, lambda s: move(s, batch), lambda s: s, state)
+        return look(state, metrics, bool(arch_every))
+
+    return step
+
+
+def _parts(*, table, price, optimizer, arch_optimizer, recipe, **network):
+    """What a search step is made of: the weight update, the arch update, and what it reports."""
+
+    def update(state, batch, noise):
+        return weight_update(state, batch, noise, optimizer=optimizer, recipe=recipe, **network)
+
+    def move(state, batch):
+        options = {'table': table, 'price': price, 'recipe': recipe}
+        return arch_update(state, batch, optimizer=arch_optimizer, **options, **network)
+
+    def look(state, metrics, moves):
+        space = network['space']
+        if moves:
             metrics |= {
                 'validation_loss': state.price['loss'],
                 'validation_accuracy': state.price['accuracy'],
@@ -274,19 +286,36 @@ def make_search_step(
         }
         return state.replace(step=state.step + 1), metrics
 
-    return step
+    return update, move, look
 
 
-def make_search_chunk(*, noise: jax.Array, **options) -> Callable:
+def make_search_chunk(
+    *, noise: jax.Array, warmup_steps: int, arch_every: int, **options
+) -> Callable:
     """Builds `chunk(state, batches) -> (state, metrics)` of the steps that `options` describe.
+
+    On the CPU the arch update is a jitted function of its own, called when it is due: the branches
+    of a `lax.cond` run on one thread there.
 
     Args:
       noise: int16 `[length]`, background noise.
-      **options: of `make_search_step`.
+      warmup_steps, arch_every, **options: of `make_search_step`.
 
     `batches` and `metrics` are as there, with a leading axis of steps.
     """
-    return make_chunk(make_search_step(**options), noise)
+    update, move, look = _parts(**options)
+    update, move = jax.jit(update, donate_argnums=0), jax.jit(move, donate_argnums=0)
+    look = jax.jit(look, static_argnums=2, donate_argnums=0)
+
+    def host_step(state, batch, noise):
+        number = int(state.step)
+        state, metrics = update(state, batch, noise)
+        if arch_every and number >= warmup_steps and number % arch_every == 0:
+            state = move(state, batch)
+        return look(state, metrics, bool(arch_every))
+
+    step = make_search_step(warmup_steps=warmup_steps, arch_every=arch_every, **options)
+    return make_chunk(step, noise, host_step=host_step)
 
 
 def init_search_state(

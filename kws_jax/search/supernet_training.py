@@ -22,7 +22,8 @@ def train_supernet(problem: Problem, *, data, config: dict, workdir, arch_every:
       problem: what is wanted.
       data: `Dataset`.
       config: `seed`, `batch`, `warmup_epochs`, `epochs`, `lr`, `warmup_lr`, `weight_decay`,
-        `arch_lr`, `price` (`name`, `beta`, `weight`), `recipe`.
+        `arch_lr`, `price` (`name`, `beta`, `weight`, `reference`, the target if left out), and
+        `recipe`.
       workdir: run directory; an interrupted run continues there.
       arch_every: weight steps per arch step.
       name: of the run, for display.
@@ -44,7 +45,7 @@ def train_supernet(problem: Problem, *, data, config: dict, workdir, arch_every:
     arch_optimizer = arch_adam(
         lr=config['arch_lr'], warmup_steps=warmup, steps=total, every=max(arch_every, 1)
     )
-    price = prices.make(reference=problem.macs, **config['price'])
+    price = prices.make(**{'reference': problem.macs} | config['price'])
     shared = {'front_end': problem.front_end, 'space': space, 'price': price}
     state = init_search_state(
         jax.random.key(config['seed']), optimizer=optimizer, arch_optimizer=arch_optimizer, **shared

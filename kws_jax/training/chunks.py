@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def make_chunk(step: Callable, *constants) -> Callable:
+def make_chunk(step: Callable, *constants, host_step: Callable | None = None) -> Callable:
     """Builds `chunk(state, batches) -> (state, metrics)` from `step(state, batch, *constants)`.
 
     On TPU and GPU one `lax.scan` over the leading axis of `batches`. On the CPU a loop over the
@@ -17,6 +17,8 @@ def make_chunk(step: Callable, *constants) -> Callable:
     Args:
       step: pure `(state, batch, *constants) -> (state, metrics)`.
       *constants: arrays that are the same for every step.
+      host_step: what the CPU calls instead, where a step is best cut into several jitted functions;
+        takes and returns the same, and may donate its state.
 
     >>> chunk = make_chunk(lambda total, x: (total + x, {'loss': x}))
     >>> total, metrics = chunk(jnp.float32(1), jnp.array([2.0, 3.0]))
@@ -31,14 +33,14 @@ def make_chunk(step: Callable, *constants) -> Callable:
 
         return lambda state, batches: scan(state, batches, *constants)
 
-    jitted = jax.jit(step, donate_argnums=0)
+    one = host_step or jax.jit(step, donate_argnums=0)
 
     def chunk(state, batches):
         count = jax.tree.leaves(batches)[0].shape[0]
         # the caller may still use the state that it passed in; only our own copies are donated
         state, metrics = jax.tree.map(jnp.copy, state), []
         for i in range(count):
-            state, values = jitted(state, jax.tree.map(lambda x, i=i: x[i], batches), *constants)
+            state, values = one(state, jax.tree.map(lambda x, i=i: x[i], batches), *constants)
             metrics.append(values)
         return state, jax.tree.map(lambda *rows: jnp.stack(rows), *metrics)
 

@@ -224,18 +224,25 @@ def quantize_fixed(
       weight, activation: bit-widths, 1 to 8 (16 is accepted, to check the arithmetic).
       data: `Dataset`.
       config: `form`, `seed`, `batch`, `epochs`, `lr`, `quant_lr`, `weight_decay`, `recipe`,
-        `batch_statistics`: share of the steps after which batch norm keeps its averages.
+        `batch_statistics`: share of the steps after which batch norm keeps its averages,
+        `input_bits`: of the samples; 0 or absent: as every activation.
       workdir: run directory.
       name: of the run.
 
     Raises:
       ValueError: a bit-width out of range.
     """
-    for argument, bits in (('weight', weight), ('activation', activation)):
+    samples = config.get('input_bits') or activation
+    for argument, bits in (
+        ('weight', weight),
+        ('activation', activation),
+        ('input_bits', samples),
+    ):
         if bits not in (*range(1, 9), 16):
             raise ValueError(f'{argument} must be in 1..8 bits (or 16), got {bits}')
     form, sites = quantizers.FORMS[config['form']], _sites(model)
     bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
+    bits['input'] = {'activation': samples}
     state, summary = _quantized_run(
         model,
         quantizers.fix_bits(form, start_quantizers(model, data=data, form=form, bits=bits), bits),

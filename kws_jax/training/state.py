@@ -39,9 +39,11 @@ class TrainState:
 def sgd(
     *, lr: float, steps: int, warmup_steps: int = 0, weight_decay: float, momentum: float = 0.9
 ):
-    """SGD with Nesterov momentum, weight decay, linear warm-up and a cosine down to zero."""
-    if warmup_steps:
-        schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps, max(steps, 2))
+    """SGD with Nesterov momentum, weight decay, linear warm-up (shorter than
+    the run) and a cosine down to zero."""
+    warmup_steps = min(warmup_steps, steps - 1)
+    if warmup_steps > 0:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps, steps)
     else:
         schedule = optax.cosine_decay_schedule(lr, max(steps, 1))
     return optax.chain(
