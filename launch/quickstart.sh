@@ -8,16 +8,25 @@
 # Any flag of launch/pipeline.py may follow, such as --workdir=DIR or --config=configs/sinc60.py.
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-flags=("$@")
-has() { local flag; for flag in "${flags[@]+"${flags[@]}"}"; do case "$flag" in --"$1"|--"$1"=*) return 0;; esac; done; return 1; }
+flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --*=*) flags+=("$1"); shift ;;
+    --*) # --flag VALUE as --flag=VALUE
+      if [ $# -gt 1 ] && [ "${2#--}" = "$2" ]; then flags+=("$1=$2"); shift 2; else flags+=("$1"); shift; fi ;;
+    *) flags+=("$1"); shift ;;
+  esac
+done
+given() { printf '%s\n' "${flags[@]+"${flags[@]}"}" | grep -E "^--($1)="; }
 
-has config || flags=(--config=configs/sinc60.py:quickstart "${flags[@]+"${flags[@]}"}")
-if ! has data_dir && ! has dataset; then
+if ! given workdir >/dev/null; then
+  # each data set and each config has its own run directory
+  about=$(given 'data_dir|test_dir|dataset|config|config\.data\..*' | sort || true)
+  flags+=("--workdir=runs/quickstart${about:+-$(printf '%s' "$about" | sha256sum | cut -c1-8)}")
+fi
+if ! given 'data_dir|dataset' >/dev/null; then
   .venv/bin/python launch/make_corpus.py --out=runs/synthetic_speech
   flags+=(--data_dir=runs/synthetic_speech)
-  has workdir || flags+=(--workdir=runs/quickstart)
-elif ! has workdir; then
-  # each data set has its own run directory
-  flags+=("--workdir=runs/quickstart-$(printf '%s\n' "$@" | grep -E '^--(data_dir|test_dir|dataset|data)' | sha256sum | cut -c1-8)")
 fi
+given config >/dev/null || flags+=(--config=configs/sinc60.py:quickstart)
 exec .venv/bin/python launch/pipeline.py "${flags[@]}"
