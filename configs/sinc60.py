@@ -38,10 +38,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.search = {
         'method': 'proxyless',
         'batch': 32,  # small batches: more updates to each of the many candidates
-        'warmup_epochs': 6,
-        'epochs': 12,
-        'warmup_lr': 0.05,
-        'lr': 0.05,
+        'warmup_epochs': 8,
+        'epochs': 10,
+        'warmup_lr': 0.2,
+        'lr': 0.2,
         'weight_decay': 4e-5,
         'arch_every': 5,
         'arch_lr': 0.015,
@@ -70,7 +70,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     quantized = {
         'form': 'step_range',
-        'epochs': 4,
+        'epochs': 6,
         'lr': 0.02,
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
@@ -81,7 +81,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.trained_bits = quantized | {
         'enabled': True,
         'start_bits': 5,
-        'learn_epochs': 4,
+        'learn_epochs': 5,
         'learn_lr': 0.03,
         'quant_lr': 0.02,
         'price': 'budget',

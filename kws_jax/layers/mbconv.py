@@ -1,7 +1,5 @@
 """The inverted residual block: for one candidate, and padded so that the candidate is an input."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,40 +45,34 @@ def _shapes(layer, choice):
 def padded_mbconv_init(
     key: jax.Array, layer: Layer, choices: tuple[Candidate, ...]
 ) -> tuple[dict, dict]:
-    """`mbconv_init` of several candidates at once, padded to the largest and stacked.
+    """Weights and averages of several candidates, padded to the largest and stacked.
 
-    Equals stacking what `pad_mbconv` makes of `mbconv_init(key_i, layer, choices[i])`, with the
-    i-th key split from `key`, but draws all candidates in one operation per part: a supernet has
-    hundreds of shapes, and each would be compiled.
+    All candidates start as cuts of one largest block: the first channels, the innermost taps. So
+    they speak to the layers around them in one basis from the start, where candidates drawn one by
+    one would first have to agree on it; they are trained apart from there on.
 
     Returns:
-      Weights and averages as `mbconv_init`, each leaf `[choices, ...]`.
+      Weights and averages as `mbconv_init`, each leaf `[choices, ...]`, padded as `pad_mbconv` does;
+      each candidate He-normal by its own fan-out.
     """
     width = layer.in_channels * max(c.expansion for c in choices)
     kernel = max(c.kernel for c in choices)
     padded = []
     for choice in choices:
         params, state = {}, {}
-        for part, (shape, _) in _shapes(layer, choice).items():
-            # in place of a weight its number among those of the candidate, from 1; 0 is padding
-            number = 1 + np.arange(math.prod(shape)).reshape(shape)
+        for part, (shape, fan_out) in _shapes(layer, choice).items():
             ones, zeros = np.ones(shape[-1], np.float32), np.zeros(shape[-1], np.float32)
-            params[part] = {'w': number, 'scale': ones, 'bias': zeros}
+            spread = np.full(shape, np.sqrt(2.0 / fan_out), np.float32)
+            params[part] = {'w': spread, 'scale': ones, 'bias': zeros}
             state[part] = {'mean': zeros, 'var': ones}
         padded.append(
             pad_mbconv(params, state, layer=layer, choice=choice, width=width, kernel=kernel)
         )
-    params, state = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-    keys = jax.vmap(lambda k: jax.random.split(k, len(_PARTS)))(jax.random.split(key, len(choices)))
-    for i, part in enumerate(_PARTS):
-        number = params[part]['w'].reshape(len(choices), -1)
-        most = int(number.max(initial=1))
-        draws = jax.vmap(lambda k, most=most: jax.random.normal(k, (most,)))(keys[:, i])
-        fan_out = [_shapes(layer, choice).get(part, (None, 1))[1] for choice in choices]
-        scale = np.sqrt(np.array([2.0 / fan for fan in fan_out], np.float32))
-        picked = jnp.take_along_axis(draws, np.maximum(number - 1, 0), axis=1) * scale[:, None]
-        params[part]['w'] = jnp.where(number > 0, picked, 0.0).reshape(params[part]['w'].shape)
-    return jax.tree.map(jnp.asarray, (params, state))
+    params, state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+    for part, part_key in zip(_PARTS, jax.random.split(key, len(_PARTS)), strict=True):
+        spread = params[part]['w']
+        params[part]['w'] = spread * jax.random.normal(part_key, spread.shape[1:])
+    return params, state
 
 
 def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
