@@ -56,6 +56,15 @@ def _digest(model: Model) -> str:
     return hashed.hexdigest()
 
 
+def _flat(config: dict, prefix: str = '') -> dict:
+    """`{'search.batch': 32}` of `{'search': {'batch': 32}}`."""
+    flat = {}
+    for key, value in config.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f'{prefix}{key}.') if inner else {prefix + key: value}
+    return flat
+
+
 def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
     """What `build(folder)` makes, or what it made before from the same config."""
     folder = workdir / name
@@ -64,7 +73,8 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
     config = json.loads(json.dumps(config, sort_keys=True))
     old = json.loads(path.read_text()) if path.exists() else config
     if old != config:
-        changed = sorted(k for k in {*old, *config} if old.get(k) != config.get(k))
+        before, after = _flat(old), _flat(config)
+        changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
         raise ValueError(
             f'{folder} was made with another configuration (different: {", ".join(changed)}); '
             'use another --workdir, or delete that folder to make it again'

@@ -52,8 +52,8 @@ def padded_mbconv_init(
     one would first have to agree on it; they are trained apart from there on.
 
     Returns:
-      Weights and averages as `mbconv_init`, each leaf `[choices, ...]`, padded as `pad_mbconv` does;
-      each candidate He-normal by its own fan-out.
+      Weights and averages as `mbconv_init`, each leaf `[choices, ...]`, padded as `pad_mbconv`
+      does; each candidate He-normal by its own fan-out.
     """
     width = layer.in_channels * max(c.expansion for c in choices)
     kernel = max(c.kernel for c in choices)
@@ -71,7 +71,7 @@ def padded_mbconv_init(
     params, state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
     for part, part_key in zip(_PARTS, jax.random.split(key, len(_PARTS)), strict=True):
         spread = params[part]['w']
-        params[part]['w'] = spread * jax.random.normal(part_key, spread.shape[1:])
+        params[part]['w'] = spread * jax.random.normal(part_key, (1, *spread.shape[1:]))
     return params, state
 
 

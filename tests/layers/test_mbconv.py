@@ -189,15 +189,34 @@ def test_unpadding_undoes_padding(layer, choice):
     chex.assert_trees_all_equal(unpad_mbconv(*wide, layer=layer, choice=choice), block)
 
 
-def test_candidates_made_at_once_are_those_made_one_by_one():
-    layer, choices, key = STRIDED, (Candidate(1, 5), Candidate(3, 3)), jax.random.key(3)
-    stacked = jax.jit(padded_mbconv_init, static_argnums=(1, 2))(key, layer, choices)
-    width = WIDTH * layer.in_channels
-    init = jax.jit(mbconv_init, static_argnums=(1, 2))
+def test_candidates_start_as_cuts_of_one_block_each_he_normal_by_its_own_fan_out():
+    layer, choices = STRIDED, (Candidate(1, 5), Candidate(3, 3))
+    stacked = jax.jit(padded_mbconv_init, static_argnums=(1, 2))(jax.random.key(3), layer, choices)
+    cuts = []
     for i, choice in enumerate(choices):
-        own = jax.device_get(init(jax.random.split(key, 2)[i], layer, choice))
-        own = pad_mbconv(*own, layer=layer, choice=choice, width=width, kernel=KERNEL)
-        chex.assert_trees_all_close(jax.tree.map(lambda a, i=i: a[i], stacked), own, rtol=1e-6)
+        own = jax.device_get(jax.tree.map(lambda a, i=i: a[i], stacked))
+        cut = unpad_mbconv(*own, layer=layer, choice=choice)
+        chex.assert_trees_all_equal_shapes(cut, mbconv_init(jax.random.key(0), layer, choice))
+        width = 3 * layer.in_channels
+        padded = pad_mbconv(*cut, layer=layer, choice=choice, width=width, kernel=5)
+        chex.assert_trees_all_equal(own, jax.device_get(padded))
+        cuts.append({part: tree['w'] for part, tree in cut[0].items()})
+    first, second = cuts
+    inner = first['depthwise'][1:4, 1:4] * np.sqrt(25 / 9)  # fan-outs 5 x 5 and 3 x 3
+    shared = slice(layer.in_channels)
+    np.testing.assert_allclose(second['depthwise'][..., shared], inner, rtol=1e-6)
+    np.testing.assert_array_equal(second['project'][shared], first['project'])
+
+
+def test_stacked_starting_weights_are_he_normal():
+    layer = SearchSpace(
+        (4, 4), 2, Stem(64, (3, 3), (1, 1)), (Stage('a', 32, 1, 1, mbconvs((4, 6), (7,))),), 4
+    ).layers[0]
+    params, _ = padded_mbconv_init(jax.random.key(0), layer, (Candidate(4, 7), Candidate(6, 7)))
+    for part, fan_out in {'expand': 384, 'depthwise': 49, 'project': 32}.items():
+        w = params[part]['w'][1]
+        error = 5 * np.sqrt(2 / w.size)
+        assert jnp.var(w) * fan_out / 2 == pytest.approx(1.0, abs=error)
 
 
 def test_starting_weights_are_he_normal_by_fan_out():

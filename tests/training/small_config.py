@@ -15,7 +15,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     sinc60 = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sinc60)
     config = sinc60.get_config('mini')
-    config.batch = 8
+    config.batch = config.search.batch = 8
     config.data.labels = 'low,middle,high'
     config.front_end = small.FRONT_END
     config.space = small.SPACE | {'stages': (small.SPACE['stages'][0] | {'layers': 1},)}
@@ -28,5 +28,5 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant == 'other-lr':
         config.train.lr = 0.1
     if variant == 'other-batch':
-        config.batch = 9
+        config.search.batch = 9
     return config
