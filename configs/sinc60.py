@@ -20,6 +20,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch = 100
+    config.test = True  # score every model on the test split, once
     config.data = {
         'labels': '12',
         'unknown_percent': 12.0,
@@ -36,7 +37,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     plain = {'label_smoothing': 0.1, 'augment': augment}
     config.search = {
-        'method': 'proxyless',
+        'method': 'proxyless',  # or uniform, random, given
+        'choices': ('',),  # of the method given: e1k3, identity, ...
         'batch': 32,  # small batches: more updates to each of the many candidates
         'warmup_epochs': 8,
         'epochs': 10,

@@ -79,8 +79,8 @@ def apply_stem(
 ):
     """Waveform to the first feature map.
 
-    The image is normalized per filter by running averages without learned values, which an
-    export folds into the front end.
+    The image is normalized per filter by averages without learned values, which an export folds
+    into the front end; not where `front_end.normalize` is False.
 
     Args:
       params, state: of the whole network.
@@ -101,7 +101,9 @@ def apply_stem(
         quantize_weight=lambda taps: quant('frontend', 'weight', taps),
         quantize_input=lambda samples: quant('input', 'activation', samples),
     )
-    normal, new['image'] = batch_norm({}, state['image'], image[..., 0], train=train)
+    normal, new['image'] = image[..., 0], state['image']
+    if front_end.normalize:
+        normal, new['image'] = batch_norm({}, state['image'], normal, train=train)
     if transform_image is not None:
         normal = transform_image(normal[..., None])[..., 0]
     y = quant('frontend', 'activation', normal)[..., None]

@@ -13,7 +13,7 @@ from absl import logging
 from kws_jax import frontends, network
 from kws_jax import model as model_lib
 from kws_jax.model import Model
-from kws_jax.search import SEARCHERS, Problem
+from kws_jax.search import SEARCHERS, Problem, SearchResult, describe
 from kws_jax.space import SearchSpace, mfcc_space, table1_space
 from kws_jax.training.runs import evaluate_model, quantize_fixed, quantize_trained, train
 
@@ -71,7 +71,8 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'phase.json'
     config = json.loads(json.dumps(config, sort_keys=True))
-    old = json.loads(path.read_text()) if path.exists() else config
+    begun = any(child != path for child in folder.iterdir())
+    old = json.loads(path.read_text()) if path.exists() and begun else config
     if old != config:
         before, after = _flat(old), _flat(config)
         changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
@@ -92,15 +93,24 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
 
 
 def search_phase(config: dict, data, workdir) -> Model:
-    """Searches; returns the chosen network with its supernet weights (or fresh ones)."""
+    """Searches; returns the chosen network with its supernet weights (or fresh ones).
+
+    The method 'given' searches nothing: it takes `config['search']['choices']`.
+    """
     problem = make_problem(config, data.labels.names)
     chosen = config['search'] | {'seed': config['seed']}
     method = chosen.pop('method')
-    if method not in SEARCHERS:
-        raise ValueError(f'search.method must be one of {", ".join(SEARCHERS)}, got {method!r}')
+    if method not in (*SEARCHERS, 'given'):
+        known = ', '.join([*SEARCHERS, 'given'])
+        raise ValueError(f'search.method must be one of {known}, got {method!r}')
 
     def build(folder):
-        result = SEARCHERS[method](problem, data=data, config=chosen, workdir=folder)
+        if method == 'given':
+            architecture = problem.space.architecture(chosen['choices'])
+            facts = describe(problem, architecture, None)
+            result = SearchResult(architecture, None, None, facts)
+        else:
+            result = SEARCHERS[method](problem, data=data, config=chosen, workdir=folder)
         params, averages = result.params, result.averages
         if params is None or not config['train']['from_supernet']:
             key = jax.random.key(config['seed'])
@@ -173,7 +183,8 @@ def hardware() -> dict:
 
 
 def run(config: dict, data, workdir) -> dict:
-    """Runs every phase that is not finished, and evaluates each model on the test split once.
+    """Runs every phase that is not finished, and evaluates each model on the test split once
+    (not at all where `config['test']` is False: trials are judged on validation).
 
     Args:
       config: plain dict, as in `configs/sinc60.py`.
@@ -191,8 +202,9 @@ def run(config: dict, data, workdir) -> dict:
     models |= quantize_phases(config, data, workdir, models['float'])
     rows = []
     for name, model in models.items():
-        test = _tested(workdir / name, model, data)
-        rows.append({'name': name, **model.costs(), **model.card, 'test': test})
+        rows.append({'name': name, **model.costs(), **model.card})
+        if config['test']:
+            rows[-1]['test'] = _tested(workdir / name, model, data)
     results = {
         'rows': rows,
         'search': searched.card | {'architecture': str(searched.architecture)},

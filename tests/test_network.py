@@ -180,3 +180,20 @@ def test_a_front_end_that_makes_another_image_is_refused():
     other = frontends.make('conv', filters=7, stride=800)
     with pytest.raises(ValueError, match=r'images of \(20, 7\), the space expects \(20, 6\)'):
         network.init(jax.random.key(0), other, ARCHITECTURE)
+
+
+def test_an_image_that_is_not_normalized_reaches_the_stem_as_it_is():
+    seen = {}
+
+    def look(name, kind, value):
+        seen.setdefault(f'{name}.{kind}', value)
+        return value
+
+    audio = jnp.asarray(np.random.default_rng(0).normal(0, 0.1, (2, 16000)), jnp.float32)
+    options = {'front_end': FRONT_END._replace(normalize=False), 'architecture': ARCHITECTURE}
+    params, state = network.init(jax.random.key(0), FRONT_END, ARCHITECTURE)
+    _, new = network.apply(params, state, audio, train=True, quant=look, **options)
+    image = FRONT_END.apply(params['frontend'], audio)
+    np.testing.assert_allclose(seen['frontend.activation'], image[..., 0], rtol=1e-5, atol=1e-5)
+    for name, average in state['image'].items():
+        np.testing.assert_array_equal(new['image'][name], average)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import time
 
 import killing
@@ -13,7 +14,7 @@ import small_pipeline
 
 from kws_jax import config as config_lib
 from kws_jax import model as model_lib
-from kws_jax import pipeline
+from kws_jax import pipeline, report
 from kws_jax.space import mfcc_space, table1_space
 from kws_jax.training.runs import evaluate_model
 
@@ -208,3 +209,35 @@ def test_every_variant_of_the_configuration_describes_a_search_that_is_possible(
 def test_an_unknown_variant_is_an_error_that_names_the_known():
     with pytest.raises(config_lib.ConfigError, match="'quickstart', 'mini' or 'paper', got 'tiny'"):
         config_lib.load_config('configs/sinc60.py:tiny')
+
+
+def test_a_given_architecture_is_taken_as_it_is(data, tmp_path):
+    changes = {'method': 'given', 'choices': ('e1k3',)}
+    model = pipeline.search_phase(config(search=config()['search'] | changes), data, tmp_path)
+    assert [choice.name for choice in model.architecture.choices] == ['e1k3']
+    assert model.card['method'] == 'given' and model.card['wall_seconds'] == 0
+    changes['choices'] = ('e1k4',)
+    with pytest.raises(ValueError, match="has no candidate 'e1k4'; the nearest is e1k3"):
+        pipeline.search_phase(config(search=config()['search'] | changes), data, tmp_path / 'b')
+    # a refused setting made nothing, so it may be corrected in place
+    changes['choices'] = ('e1k3',)
+    again = pipeline.search_phase(config(search=config()['search'] | changes), data, tmp_path / 'b')
+    assert again.architecture == model.architecture
+
+
+def test_a_trial_is_not_scored_on_test(finished, data, monkeypatch, tmp_path):
+    """On a copy of the finished run, where no phase has anything left to do."""
+    shutil.copytree(finished.workdir, tmp_path / 'run')
+    monkeypatch.setattr(pipeline, 'evaluate_model', lambda *_, **__: pytest.fail('scores'))
+    results = pipeline.run(config(test=False), data, tmp_path / 'run')
+    assert [row['name'] for row in results['rows']] == NAMES
+    assert not any('test' in row for row in results['rows'])
+    assert 'Not tested yet' in report.table(results)
+
+
+@pytest.mark.parametrize('variant', ['sinc', 'quadrature_raw', 'conv', 'log_mel', 'mfcc'])
+def test_front_ends_are_compared_before_one_network(variant):
+    loaded = config_lib.load_config(f'configs/front_ends.py:{variant}').to_dict()
+    problem = pipeline.make_problem(loaded, [str(i) for i in range(12)])
+    problem.space.architecture(loaded['search']['choices'])
+    assert not loaded['test'] and problem.front_end.normalize == (variant != 'quadrature_raw')

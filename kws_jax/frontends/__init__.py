@@ -10,11 +10,12 @@ __all__ = ['FACTORIES', 'FrontEnd', 'make']
 FACTORIES = {'sinc': sinc.sinc, 'conv': conv.conv, 'mfcc': mel.mfcc, 'log_mel': mel.log_mel}
 
 
-def make(name: str, **options) -> FrontEnd:
+def make(name: str, *, normalize: bool = True, **options) -> FrontEnd:
     """Makes a front end by name.
 
     Args:
       name: `'sinc'`, `'conv'`, `'mfcc'` or `'log_mel'`.
+      normalize: whether the network normalizes the image; see `FrontEnd`.
       **options: keyword arguments of the factory of that name; what is left out keeps its default
         there.
 
@@ -32,4 +33,4 @@ def make(name: str, **options) -> FrontEnd:
     known = inspect.signature(FACTORIES[name]).parameters
     for option in options:
         base.check_choice(f'option of front end {name!r}', option, known)
-    return FACTORIES[name](**options)
+    return FACTORIES[name](**options)._replace(normalize=normalize)

@@ -25,6 +25,8 @@ class FrontEnd(NamedTuple):
       stored_weights: how many constants a device stores; symmetric taps count once.
       taps: `taps(params) -> float32[kernel, columns]`, what `quantize_weight` receives; None for
         fixed features.
+      normalize: whether the network normalizes each filter of the image by its running averages,
+        which an export folds into the scale of the response.
       gains: `gains(params) -> float32[columns]`, the factor of each column's response. It is
         applied after the product, so a device folds it into the scale of the response and it costs
         neither a MAC nor a tap.
@@ -39,6 +41,7 @@ class FrontEnd(NamedTuple):
     stored_weights: int
     taps: Callable[[dict], jax.Array] | None = None
     gains: Callable[[dict], jax.Array] | None = None
+    normalize: bool = True
 
 
 def identity(x: jax.Array) -> jax.Array:

@@ -61,7 +61,7 @@ def caption(results: dict) -> str:
     clips = tested[0]['clips'] if tested else (data.get('examples') or {}).get('testing')
     labels = data.get('labels') or (tested[0].get('labels') if tested else None)
     parts = []
-    if clips is None:
+    if clips is None or (results['rows'] and not tested):
         parts.append('Not tested yet')
     else:
         classes = f' of {len(labels)} classes' if labels else ''

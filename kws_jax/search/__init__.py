@@ -8,6 +8,7 @@ ValueError before it trains anything.
 
 from kws_jax.search import proxyless, random_search, uniform
 from kws_jax.search.problem import Problem, SearchResult
+from kws_jax.search.supernet_training import describe
 
 SEARCHERS = {
     'proxyless': proxyless.search,
@@ -15,4 +16,4 @@ SEARCHERS = {
     'random': random_search.search,
 }
 
-__all__ = ['SEARCHERS', 'Problem', 'SearchResult']
+__all__ = ['SEARCHERS', 'Problem', 'SearchResult', 'describe']

@@ -1,0 +1,42 @@
+"""Front ends before one and the same network, a few epochs each, judged on validation alone.
+
+    python launch/pipeline.py --config=configs/front_ends.py:VARIANT --data_dir=DIR \\
+      --workdir=runs/front_ends/VARIANT
+
+Four to six minutes each on 2 cores with about 17,000 training clips. Variants:
+  sinc, sinc_none                 SincConv, 60 filters, with log compression and without
+  quadrature, quadrature_raw      pairs of filters in quadrature; without normalization of the image
+  conv                            Conv1D, every tap free
+  log_mel, mfcc                   60 mel bands; 40 coefficients
+"""
+
+import ml_collections
+
+from configs import sinc60
+
+CHOICES = ('e2k3', 'e3k5', 'e2k3', 'e5k5', 'e4k5', 'e4k5')
+FRONT_ENDS = {
+    'sinc': {'name': 'sinc', 'filters': 60},
+    'sinc_none': {'name': 'sinc', 'filters': 60, 'compression': 'none'},
+    'quadrature': {'name': 'sinc', 'filters': 60, 'quadrature': True},
+    'quadrature_raw': {'name': 'sinc', 'filters': 60, 'quadrature': True, 'normalize': False},
+    'conv': {'name': 'conv', 'filters': 60},
+    'log_mel': {'name': 'log_mel', 'filters': 60},
+    'mfcc': {'name': 'mfcc', 'filters': 40, 'kernel': 400, 'stride': 160, 'framing': 'valid'},
+}
+
+
+def get_config(variant: str = 'quadrature') -> ml_collections.ConfigDict:
+    """The configuration of one front end."""
+    if variant not in FRONT_ENDS:
+        raise ValueError(f'variant must be one of {", ".join(FRONT_ENDS)}, got {variant!r}')
+    config = sinc60.get_config()
+    config.test = False
+    config.front_end = FRONT_ENDS[variant]
+    config.target = {'macs': 40e6, 'tolerance': 0.99, 'parameters': 150e3}
+    config.search.update({'method': 'given', 'choices': CHOICES})
+    config.train.update({'epochs': 6, 'from_supernet': False})
+    config.train.recipe.ema = 0.99
+    config.fixed_bits.pairs = ()
+    config.trained_bits.enabled = False
+    return config
