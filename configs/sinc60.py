@@ -25,6 +25,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'labels': '12',
         'unknown_percent': 12.0,
         'silence_percent': 10.0,
+        'extra_unknown_dir': '',  # a folder of further other words, for training alone
+        'extra_unknown_share': 0.5,  # of the unknown, where there is such a folder
     }
     config.front_end = {'name': 'sinc', 'filters': 60, 'compression': 'log', 'quadrature': True}
     config.space = {'name': 'table1'}
@@ -34,6 +36,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'max_speed_change': 0.1,
         'low_db': -10.0,
         'high_db': 6.0,
+        'equalize_db': 0.0,
+        'splice_probability': 0.0,
     }
     plain = {'label_smoothing': 0.1, 'augment': augment}
     config.search = {

@@ -21,12 +21,15 @@ import difflib
 import importlib.util
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 from absl import app, flags
+
+from kws_jax.errors import RunError
 
 # --config is listed by --help under the program that defines it, not under this module.
 flags.disclaim_key_flags()
@@ -39,15 +42,22 @@ class ConfigError(ValueError):
     """A configuration file or an override that cannot be used."""
 
 
-def run(main: Callable[[ml_collections.ConfigDict], Any], *, default: str | None = None):
+def run(
+    main: Callable[[ml_collections.ConfigDict], Any],
+    *,
+    default: str | None = None,
+    errors: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RunError),
+):
     """Runs a program: parses the absl flags and `--config`, calls `main(config)`, exits.
 
     An unknown flag, a misspelt override or a wrong value ends it with status 1 and a message that
-    names the nearest valid one.
+    names the nearest valid one. So do the `errors` that `main` raises; `--traceback` shows where
+    they came from. SIGTERM ends it with status 0 where `main` does not handle it.
 
     Args:
       main: gets the configuration, locked against new keys.
       default: of `--config`; None makes the flag required.
+      errors: what a user can put right.
     """
 
     _use_huge_pages()
@@ -62,8 +72,25 @@ def run(main: Callable[[ml_collections.ConfigDict], Any], *, default: str | None
             )
             sys.exit(1)
 
+    def guarded(parsed):
+        try:
+            main(parsed[1])
+        except errors as error:
+            if flags.FLAGS.traceback:
+                raise
+            sys.exit(f'{pathlib.Path(parsed[0][0]).name}: {error}\n(--traceback shows where)')
+
     define_flag(default)
-    app.run(lambda parsed: main(parsed[1]), flags_parser=parser)
+    flags.DEFINE_bool('traceback', False, 'Show where an error came from.')
+    signal.signal(signal.SIGTERM, _leave)
+    app.run(guarded, flags_parser=parser)
+
+
+def _leave(number, frame):
+    """What is written is whole, and finished phases are kept: nothing more to save."""
+    del number, frame
+    print('stopped by SIGTERM; the same command continues', file=sys.stderr)
+    sys.exit(0)
 
 
 def _use_huge_pages():

@@ -94,6 +94,10 @@ def evaluate_folder(
             f'none of the {len(recordings)} recordings of test_dir={os.fspath(test_dir)!r} can be '
             f'decoded; the first is {recordings[0].path}: {cache.errors[0]}'
         )
+    counts = np.bincount(labels, minlength=len(model.labels))
+    absent = [name for name, count in zip(model.labels, counts, strict=True) if not count]
+    if absent:
+        _log.warning('%s has no recordings of %s', os.fspath(test_dir), ', '.join(absent))
     if silence == 'zeros' and SILENCE in model.labels:
         audio[labels == model.labels.index(SILENCE)] = 0
     logits = predict_all(model.predictor(), audio, batch=min(batch, len(audio)))

@@ -47,15 +47,19 @@ class Model:
         return frontends.make(**self.front_end)
 
     def predictor(self) -> Callable:
-        """A jitted `predict(int16 [batch, samples]) -> float32 logits [batch, classes]`."""
+        """A jitted `predict(int16 [batch, samples]) -> float32 logits [batch, classes]`.
+
+        Raises:
+          ValueError: the model was quantized with a form that is not registered.
+        """
         front_end = self.make_front_end()
         quant_params = None if self.quant is None else self.quant['params']
+        form = None if self.quant is None else quantizers.get_form(self.quant['form'])
 
         @jax.jit
         def run(params, averages, quant_params, audio):
             quant = network.no_quant
             if self.quant is not None:
-                form = quantizers.FORMS[self.quant['form']]
                 quant = quantizers.make_quant(form, quant_params, self.quant['bits'])
             logits, _ = network.apply(
                 params,
@@ -88,14 +92,13 @@ class Model:
         weights = costs.weight_sites(self.architecture, front_end_weights=taps)
         activations = costs.activation_sites(self.architecture)
         weight_bits, activation_bits = self.bits('weight'), self.bits('activation')
-        filters = space.image_shape[1] if taps else 0
         macs = costs.macs_table(space, front_end_macs=front_end.macs).of(self.architecture)
         parameters = costs.parameters_table(space, front_end_parameters=front_end.parameters)
         flash = costs.stored_bits(
             self.architecture,
             weight_bits=weight_bits,
             front_end_weights=taps,
-            front_end_filters=filters,
+            front_end_filters=tap_columns(front_end),
         )
         return {
             'parameters': int(parameters.of(self.architecture)),
@@ -112,6 +115,14 @@ class Model:
 def quantized_taps(front_end: frontends.FrontEnd) -> int:
     """How many front-end weights are quantized and stored: none for fixed features (MFCC)."""
     return front_end.stored_weights if front_end.taps is not None else 0
+
+
+def tap_columns(front_end: frontends.FrontEnd) -> int:
+    """How many columns of taps have a multiplier of their own: two a filter in quadrature."""
+    if front_end.taps is None:
+        return 0
+    taps = jax.eval_shape(lambda key: front_end.taps(front_end.init(key)), jax.random.key(0))
+    return taps.shape[1]
 
 
 def _flatten(tree, prefix=''):
@@ -204,7 +215,10 @@ def load(directory) -> Model:
         with np.load(io.BytesIO(packed)) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:
-        raise ValueError(f'the model in {directory} is damaged ({error}); copy it again') from error
+        raise ValueError(
+            f'the model in {directory} is damaged ({error}); copy it again, or '
+            'delete the folder of its phase and run the pipeline once more'
+        ) from error
     if facts.get('format') != FORMAT:
         raise ValueError(
             f'the model in {directory} has format {facts.get("format")}, this version reads '

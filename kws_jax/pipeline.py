@@ -10,12 +10,20 @@ import time
 import jax
 from absl import logging
 
-from kws_jax import frontends, network
+from kws_jax import frontends, network, quantizers
 from kws_jax import model as model_lib
 from kws_jax.model import Model
-from kws_jax.search import SEARCHERS, Problem, SearchResult, describe
+from kws_jax.search import SEARCHERS, Problem, SearchResult, describe, prices, proxyless
 from kws_jax.space import SearchSpace, mfcc_space, table1_space
-from kws_jax.training.runs import evaluate_model, quantize_fixed, quantize_trained, train
+from kws_jax.training.runs import (
+    check_trained_bits,
+    check_widths,
+    evaluate_model,
+    quantize_fixed,
+    quantize_trained,
+    train,
+)
+from kws_jax.training.steps import check_recipe
 
 SPACES = {'table1': table1_space, 'mfcc': mfcc_space}
 
@@ -46,6 +54,42 @@ def make_problem(config: dict, labels) -> Problem:
         space=make_space(config['space'], front_end.image_shape, len(labels)),
         **config['target'],
     )
+
+
+def check(config: dict, data) -> None:
+    """Makes sure that every phase can run, before hours go into the first one.
+
+    Args:
+      config: plain dict, as in `configs/sinc60.py`.
+      data: `Dataset`.
+
+    Raises:
+      ValueError: names the setting that cannot be used, or the split that has no recordings.
+    """
+    for split in ('validation', 'testing')[: 1 + config['test']]:
+        data.evaluation_rows(split)
+    make_problem(config, data.labels.names)
+    search, trained, fixed = (config[k] for k in ('search', 'trained_bits', 'fixed_bits'))
+    if search['method'] not in (*SEARCHERS, 'given'):
+        known = ', '.join([*SEARCHERS, 'given'])
+        raise ValueError(f'search.method must be one of {known}, got {search["method"]!r}')
+    for group in ('search', 'train', 'fixed_bits', 'trained_bits'):
+        settings = config[group]
+        for key in ('epochs', 'learn_epochs'):
+            if settings.get(key, 1) < 1:
+                raise ValueError(f'{group}.{key} must be at least 1, got {settings[key]}')
+        try:
+            check_recipe(settings['recipe'])
+        except TypeError as error:
+            raise ValueError(f'{group}.{error}') from None
+    prices.make(**{'reference': config['target']['macs']} | search['price'])
+    proxyless.check_choose(search['choose'])
+    for weight, activation in fixed['pairs']:
+        check_widths(weight, activation, fixed)
+    if fixed['pairs']:
+        quantizers.get_form(fixed['form'])
+    if trained['enabled']:
+        check_trained_bits(trained)
 
 
 def _digest(model: Model) -> str:
@@ -100,9 +144,6 @@ def search_phase(config: dict, data, workdir) -> Model:
     problem = make_problem(config, data.labels.names)
     chosen = config['search'] | {'seed': config['seed']}
     method = chosen.pop('method')
-    if method not in (*SEARCHERS, 'given'):
-        known = ', '.join([*SEARCHERS, 'given'])
-        raise ValueError(f'search.method must be one of {known}, got {method!r}')
 
     def build(folder):
         if method == 'given':
@@ -194,7 +235,11 @@ def run(config: dict, data, workdir) -> dict:
     Returns:
       What `results.json` holds: `rows` (name, costs, `validation_accuracy`, test scores, wall
       seconds), `search` facts, `config`, `data`, `hardware`.
+
+    Raises:
+      ValueError: as `check`.
     """
+    check(config, data)
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     searched = search_phase(config, data, workdir)

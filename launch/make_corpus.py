@@ -4,13 +4,18 @@
   python launch/make_corpus.py --out=corpus --measure  # then a linear classifier: about 0.45
   python launch/make_corpus.py --out=korpus --language=de --words=ja,nein,licht,an,aus --clips=2000
 
-Needs the extra packages of `pip install "kws_jax[synth]"`.
+Needs the extra packages of `pip install "kws_jax[synth]"`; without pyworld, which is compiled where
+it is installed, it does without formant shifts and says so.
 """
 
 import logging as std_logging
+import pathlib
+import sys
 import time
 
-from absl import app, flags, logging
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from absl import app, flags, logging  # noqa: E402
 
 _OUT = flags.DEFINE_string(
     'out', None, 'Folder to make; the same corpus already there is reused.', required=True
@@ -29,7 +34,9 @@ _KEYWORD_SHARE = flags.DEFINE_float(
 _NEURAL_VOICE = flags.DEFINE_bool(
     'neural_voice', None, 'Use hibari-tts for 4 % of training (default: English only).'
 )
-_VOCODER = flags.DEFINE_bool('vocoder', True, 'Vary some of the voices with WORLD (pyworld).')
+_VOCODER = flags.DEFINE_bool(
+    'vocoder', None, 'Vary some of the voices with WORLD (default: where pyworld imports).'
+)
 _WORKERS = flags.DEFINE_integer(
     'workers', None, 'Processes at a time; one per CPU if absent.', lower_bound=1
 )
@@ -39,9 +46,17 @@ _MEASURE = flags.DEFINE_bool(
 
 
 def main(argv):
-    """Makes the corpus that the flags describe, and prints where it is."""
+    """Ends with one line where something is wrong that a user can put right."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}')
+    try:
+        _make()
+    except (ImportError, OSError, RuntimeError, ValueError) as e:
+        raise SystemExit(f'make_corpus: {e}') from None
+
+
+def _make():
+    """Makes the corpus that the flags describe, and prints where it is."""
     from kws_jax.data import baseline, synthetic
 
     std_logging.getLogger('kws_jax').setLevel(std_logging.INFO)

@@ -1,5 +1,6 @@
 """The miniature of sinc60 from recordings to results, through the real loop and program."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -184,9 +185,9 @@ def test_spaces_by_name_and_written_out():
         pipeline.make_space({'name': 'table2'}, (98, 60), 12)
 
 
-def test_an_unknown_search_method_is_an_error(data, tmp_path):
+def test_an_unknown_search_method_is_an_error(data):
     with pytest.raises(ValueError, match=r"search\.method must be one of .*, got 'luck'"):
-        pipeline.search_phase(config(search={'method': 'luck'}), data, tmp_path)
+        pipeline.check(config(search=config()['search'] | {'method': 'luck'}), data)
 
 
 def test_a_random_architecture_starts_from_fresh_weights_of_its_seed(data, tmp_path):
@@ -241,3 +242,37 @@ def test_front_ends_are_compared_before_one_network(variant):
     problem = pipeline.make_problem(loaded, [str(i) for i in range(12)])
     problem.space.architecture(loaded['search']['choices'])
     assert not loaded['test'] and problem.front_end.normalize == (variant != 'quadrature_raw')
+
+
+@pytest.mark.parametrize(
+    ('group', 'changes', 'message'),
+    [
+        ('search', {'choose': 'best'}, "choose must be 'within' or 'argmax', got 'best'"),
+        ('search', {'price': {'name': 'log'}}, "price must be .*, got 'log'"),
+        ('train', {'epochs': 0}, r'train\.epochs must be at least 1, got 0'),
+        ('train', {'recipe': {'smoothing': 1.0}}, r"train\..*'smoothing'"),
+        ('search', {'recipe': {'augment': {'shift': 1}}}, "augment has no setting 'shift'"),
+        ('fixed_bits', {'form': 'steps'}, "no quantizer 'steps', only step_range"),
+        ('fixed_bits', {'pairs': ((4, 9),)}, r'activation must be in 1\.\.8 bits .*, got 9'),
+        ('fixed_bits', {'input_bits': 12}, r'input_bits must be in 1\.\.8 bits .*, got 12'),
+        ('trained_bits', {'form': 'steps'}, "no quantizer 'steps', only step_range"),
+        ('trained_bits', {'price': 'free'}, "price must be 'budget' or 'linear', got 'free'"),
+        ('trained_bits', {'mean_weight_bits': 1.5}, 'mean_weight_bits must be at least 2, got 1.5'),
+        ('trained_bits', {'learn_epochs': 0}, r'trained_bits\.learn_epochs must be at least 1'),
+    ],
+)
+def test_what_the_last_phase_cannot_use_is_refused_before_the_first(
+    group, changes, message, data, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(config(**{group: config()[group] | changes}), data, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_no_test_recordings_are_noticed_before_anything_is_trained(data, tmp_path, monkeypatch):
+    empty = tuple(part[:0] for part in data._pools.fixed['testing'])
+    fixed = data._pools.fixed | {'testing': empty}
+    monkeypatch.setattr(data, '_pools', dataclasses.replace(data._pools, fixed=fixed))
+    with pytest.raises(ValueError, match='no testing recordings of the keywords; pass test_dir'):
+        pipeline.run(config(), data, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _check_probability(argument: str, value: float) -> None:
@@ -317,6 +318,62 @@ def mixup(
     return mix(x), mix(labels)
 
 
+def equalize(key: jax.Array, x: jax.Array, *, max_db: float) -> jax.Array:
+    """Gives every clip a random frequency response, as microphones and rooms do.
+
+    A smooth curve through nine gains uniform in [-max_db, max_db], one per octave from 31 Hz up to
+    8 kHz at 16 kHz sampling.
+
+    Args:
+      key: random key.
+      x: float32 `[batch, samples]`.
+      max_db: 0 changes nothing.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    _check_not_negative('max_db', max_db)
+    batch, samples = x.shape
+    points = jax.random.uniform(key, (batch, 9), minval=-max_db, maxval=max_db)
+    bins = samples // 2 + 1
+    octave = np.clip(8.0 + np.log2(np.maximum(np.arange(bins), 1) / (bins - 1)), 0.0, 8.0)
+    low = np.minimum(octave.astype(np.int32), 7)
+    share = (octave - low).astype(np.float32)[None]
+    share = share * share * (3.0 - 2.0 * share)  # no kinks
+    decibels = points[:, low] * (1.0 - share) + points[:, low + 1] * share
+    return jnp.fft.irfft(jnp.fft.rfft(x) * 10.0 ** (decibels / 20.0), samples)
+
+
+def splice(
+    key: jax.Array, x: jax.Array, is_unknown: jax.Array, *, probability: float
+) -> jax.Array:
+    """Makes new other words: in rows of other words, the first half of one clip of the batch and
+    the second half of another.
+
+    Where training has recordings of few other words, a network learns these words and takes the
+    rest for keywords; halves of two words are speech that is none of them.
+
+    Args:
+      key: random key.
+      x: float32 `[batch, samples]`.
+      is_unknown: bool `[batch]`, the rows that may be replaced.
+      probability: of each of them.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    _check_probability('probability', probability)
+    pick_key, first_key, second_key, cut_key = jax.random.split(key, 4)
+    batch, samples = x.shape
+    first = x[jax.random.permutation(first_key, batch)]
+    second = x[jax.random.permutation(second_key, batch)]
+    cut = jax.random.randint(cut_key, (batch, 1), 3 * samples // 8, 5 * samples // 8)
+    over = 160 / 2  # samples over which one fades into the other
+    fade = jnp.clip((jnp.arange(samples)[None] - cut) / over + 0.5, 0.0, 1.0)
+    chosen = is_unknown & (jax.random.uniform(pick_key, (batch,)) < probability)
+    return jnp.where(chosen[:, None], first * (1.0 - fade) + second * fade, x)
+
+
 def augment(
     key: jax.Array,
     audio: jax.Array,
@@ -330,8 +387,11 @@ def augment(
     max_speed_change: float = 0.0,
     low_db: float = 0.0,
     high_db: float = 0.0,
+    equalize_db: float = 0.0,
+    is_unknown: jax.Array | None = None,
+    splice_probability: float = 0.0,
 ) -> jax.Array:
-    """Stored samples to training waveforms: speed, shift, gain, noise, silence, in this order.
+    """Stored samples to training waveforms: splice, speed, shift, gain, noise, silence, equalizer.
 
     The defaults are the recipe of Peter et al. 2020: shift by up to 100 ms, noise with probability
     0.8 at a volume up to 0.1, and silence made of digital zeros to which the same noise is added. A
@@ -349,6 +409,9 @@ def augment(
         leaves them zeros with added noise like any other row.
       max_speed_change: see `resample_speed`.
       low_db, high_db: see `gain`; 0 and 0 turn it off.
+      equalize_db: see `equalize`; 0 turns it off.
+      is_unknown: bool `[batch]`, rows of other words, for `splice_probability` above 0.
+      splice_probability: see `splice`.
 
     Returns:
       float32 `[batch, samples]` in [-1, 1].
@@ -358,6 +421,8 @@ def augment(
     """
     speed_key, shift_key, gain_key, noise_key, silence_key = jax.random.split(key, 5)
     x = jnp.where(is_silence[:, None], 0.0, int16_to_float(audio))
+    if splice_probability > 0:
+        x = splice(jax.random.fold_in(key, 5), x, is_unknown, probability=splice_probability)
     x = resample_speed(speed_key, x, max_change=max_speed_change)
     x = time_shift(shift_key, x, max_shift=max_shift)
     if (low_db, high_db) != (0.0, 0.0):
@@ -366,4 +431,6 @@ def augment(
         x = add_noise(noise_key, x, noise, probability=noise_probability, max_volume=noise_volume)
     if silence_volume is not None:
         x = make_silence(silence_key, x, is_silence, noise, max_volume=silence_volume)
-    return x
+    if equalize_db > 0:
+        x = equalize(jax.random.fold_in(key, 6), x, max_db=equalize_db)
+    return jnp.clip(x, -1.0, 1.0)

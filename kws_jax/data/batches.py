@@ -31,12 +31,14 @@ def training_source(dataset: Dataset, *, batch: int, seed: int) -> Callable:
 
     Returns:
       `source`, a pure function; it returns int16 `audio` `[n, batch, 16000]`, int32 `label`
-      `[n, batch]` and bool `is_silence` `[n, batch]`, whose audio is zeros.
+      `[n, batch]`, bool `is_silence` `[n, batch]`, whose audio is zeros, and bool `is_unknown`
+      `[n, batch]`.
 
     Raises:
       ValueError: the batch is larger than the data.
     """
     per_epoch = steps_per_epoch(dataset, batch)
+    unknown = -1 if dataset.labels.unknown is None else dataset.labels.unknown
 
     @functools.lru_cache(maxsize=2)
     def order(epoch):
@@ -55,6 +57,7 @@ def training_source(dataset: Dataset, *, batch: int, seed: int) -> Callable:
             'audio': dataset.batch(rows).reshape(n, batch, -1),
             'label': labels.reshape(n, batch),
             'is_silence': (rows == SILENCE_ROW).reshape(n, batch),
+            'is_unknown': (labels == unknown).reshape(n, batch),
         }
 
     return source

@@ -188,11 +188,7 @@ def store_clips(key, cache_dir, decode, count, *, names, progress=True):
         errors = {int(row): error for row, error in json.load(file).items()}
     audio = np.load(os.path.join(folder, 'audio.npy'), mmap_mode='r')
     cache = AudioCache(audio=audio, errors=errors, key=key, **table)
-    changed = {name: n for name, n in cache.conversions().items() if n}
-    if changed:
-        _log.info(
-            'of %d recordings: %s', count, ', '.join(f'{n} {name}' for name, n in changed.items())
-        )
+    _log_changes(count, 'recordings', cache.conversions())
     for row, error in itertools.islice(errors.items(), 20):
         _log.warning('left out, undecodable: %s (%s)', names[row], error)
     if len(errors) > 20:
@@ -216,24 +212,34 @@ def open_noise(files, cache_dir):
 
     def build(folder):
         decoded = [decode_file(f) for f in files]
-        errors = {f: d.error for f, d in zip(files, decoded, strict=True) if d.samples is None}
+        about = {
+            'errors': {
+                f: d.error for f, d in zip(files, decoded, strict=True) if d.samples is None
+            },
+            'changed': {
+                'resampled': sum(d.samples is not None and d.rate != SAMPLE_RATE for d in decoded),
+                'mixed_to_mono': sum(d.samples is not None and d.channels > 1 for d in decoded),
+                'undecodable': sum(d.samples is None for d in decoded),
+            },
+        }
         np.savez(
             os.path.join(folder, 'noise.npz'),
             **{f'{i:06d}': d.samples for i, d in enumerate(decoded) if d.samples is not None},
         )
-        with open(os.path.join(folder, 'errors.json'), 'w', encoding='utf-8') as file:
-            json.dump(errors, file)
+        with open(os.path.join(folder, 'about.json'), 'w', encoding='utf-8') as file:
+            json.dump(about, file)
 
     folder = stored(
-        'noise-' + file_key(files), cache_dir, build, needed=sum(_size(f) for f in files)
+        'background-' + file_key(files), cache_dir, build, needed=sum(_size(f) for f in files)
     )
     with np.load(os.path.join(folder, 'noise.npz')) as arrays:
         noise = [arrays[name] for name in sorted(arrays.files)]
-    with open(os.path.join(folder, 'errors.json'), encoding='utf-8') as file:
-        errors = json.load(file)
-    for path, error in errors.items():
+    with open(os.path.join(folder, 'about.json'), encoding='utf-8') as file:
+        about = json.load(file)
+    _log_changes(len(files), 'background noises', about['changed'])
+    for path, error in about['errors'].items():
         _log.warning('left out, undecodable noise: %s (%s)', path, error)
-    return noise, errors
+    return noise, about['errors']
 
 
 def file_key(files):
@@ -308,6 +314,12 @@ def _decode_files(files):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _log_changes(count, what, changes):
+    changed = ', '.join(f'{n} {name}' for name, n in changes.items() if n)
+    if changed:
+        _log.info('of %d %s: %s', count, what, changed)
 
 
 def _write_clips(folder, decoded, count, progress):

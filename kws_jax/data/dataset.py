@@ -286,7 +286,9 @@ def load_dataset(
         data_dir, validation_percent=validation_percent, testing_percent=testing_percent
     )
     testing = [] if test_dir is None else index_lib.index_test_folder(test_dir)
-    extra = [] if extra_unknown_dir is None else _index_extra(extra_unknown_dir)
+    if not extra_unknown_dir:
+        extra_unknown_share = None
+    extra = _index_extra(extra_unknown_dir) if extra_unknown_dir else []
     noise_paths = [os.path.join(data_dir, p) for p in index_lib.noise_files(data_dir)]
     words = sorted({r.word for r in training})
     no_others = (*labels_lib.label_set(labels).keywords, labels_lib.SILENCE)

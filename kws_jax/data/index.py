@@ -171,6 +171,11 @@ def noise_files(root):
     ]
 
 
+def holds_words(root):
+    """Returns whether `root` is a folder of folders, with no recording directly in it."""
+    return os.path.isdir(root) and bool(_folders(root)) and not _audio_names(root)
+
+
 def other_files(root):
     """Lists what is in the folders of `root` but no recording and not hidden: paths, sorted."""
     found = []

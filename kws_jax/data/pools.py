@@ -9,7 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from kws_jax.data import index as index_lib
+from kws_jax.data import labels as labels_lib
 
+WITHOUT_TEST_DIR = 'leave test_dir out'  # part of a message
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ def make_pools(label_set, chosen, split, usable, in_test, in_extra):
 
 
 def check_counts(label_set, pools, unknown_percent, data_dir):
-    """Checks that every class has recordings to train on, and logs what is scarce.
+    """Checks that every class has recordings to train on, and logs what is scarce or absent.
 
     Raises:
       ValueError: a class has none.
@@ -72,11 +74,12 @@ def check_counts(label_set, pools, unknown_percent, data_dir):
                 'split or undecodable; record more speakers, name fewer of them in '
                 'validation_list.txt and testing_list.txt, or leave the word out of labels'
             )
+        if split in pools.complete:  # its silence and unknown are recordings too
+            without = [word for word in label_set.names if not counts[label_set.index(word)]]
+        elif label_set.unknown is not None and unknown_percent > 0 and split != 'training':
+            without += [labels_lib.UNKNOWN] * (not len(pools.unknown[split]))
         if without:
-            every = without == list(label_set.keywords)
-            _log.warning(
-                'no %s recordings of %s', split, 'any keyword' if every else ', '.join(without)
-            )
+            _log.warning('no %s recordings of %s', split, ', '.join(without))
     pool = len(pools.unknown['training']) + len(pools.extra_unknown)
     if label_set.unknown is not None and unknown_percent > 0:
         if not pool:
@@ -130,7 +133,7 @@ def check_test_labels(label_set, testing, words, test_dir):
         raise ValueError(
             f'test_dir={os.fspath(test_dir)!r} has a folder {word!r}, but {why} '
             f'({", ".join(label_set.names)}); remove the folder, pass labels that include it, or '
-            'leave test_dir out to use the testing split of data_dir'
+            f'{WITHOUT_TEST_DIR} to use the testing split of data_dir'
         )
 
 

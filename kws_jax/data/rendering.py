@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 import wave
@@ -25,6 +26,7 @@ CLIP_SAMPLES = 16000
 _LONGEST_WORD = 14700  # samples: leaves room for the offset in the second
 _FFT = 32768  # a clip and its echo
 _FRAME = 160
+_SPOKEN, _REASON = b'clip\n', b'reason: '  # lines that a process of `render` writes to stdout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,15 +242,17 @@ class _HibariVoice:
         return self._resample(trim(samples[pause:], rate=rate))
 
 
-def render_speaker(speaker, root):
+def render_speaker(speaker, root, *, on_clip=lambda: None):
     """Speaks, varies and writes all clips of one speaker; to be called once in a process.
 
     Args:
       speaker: the `Speaker`.
       root: folder that has a folder for each word.
+      on_clip: called after each clip.
 
     Raises:
       ImportError: a package that the speaker needs is missing.
+      OSError: a clip cannot be written.
       ValueError: a word is not said, or takes longer than a clip at the fastest pace.
     """
     rng = np.random.default_rng(speaker.seed)
@@ -294,18 +298,21 @@ def render_speaker(speaker, root):
         peak = 10 ** (min(level_db + rng.normal(0, 3), -0.5) / 20)
         pcm = np.round(wet * (peak * 32767 / np.abs(wet).max()))
         write_wav(os.path.join(root, word, f'{speaker.name}_nohash_{number}.wav'), pcm)
+        on_clip()
 
 
-def render(speakers, root, *, workers):
+def render(speakers, root, *, workers, on_clip=lambda: None):
     """Renders speakers, each in a process of its own, `workers` of them at a time.
 
     Args:
       speakers: sequence of `Speaker`.
       root: folder that has a folder for each word.
       workers: processes at a time, at least 1. The files do not depend on it.
+      on_clip: called in this process after each clip that one of them wrote.
 
     Raises:
-      RuntimeError: a speaker failed; the message ends with what it printed.
+      RuntimeError: a speaker failed. The message is the reason, in one line, where a word, a
+        package or the disk is to blame; else it ends with what was printed.
     """
     job = json.dumps({
         'root': os.fspath(root),
@@ -320,18 +327,31 @@ def render(speakers, root, *, workers):
         'from kws_jax.data import rendering; sys.exit(rendering.main(job))'
     )
     threads = {name: '1' for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
-    done = subprocess.run(
-        [sys.executable, '-c', program],
-        input=job,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **threads},
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(
-            f'rendering the corpus failed (exit {done.returncode}):\n{done.stderr[-3000:]}'
-        )
+    reasons = []
+    with tempfile.TemporaryFile() as job_file, tempfile.TemporaryFile() as printed:
+        job_file.write(job.encode())
+        job_file.seek(0)
+        with subprocess.Popen(
+            [sys.executable, '-c', program],
+            stdin=job_file,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            env={**os.environ, **threads},
+        ) as process:
+            try:
+                for line in process.stdout:
+                    if line == _SPOKEN:
+                        on_clip()
+                    elif line.startswith(_REASON):
+                        reasons.append(line.removeprefix(_REASON).decode(errors='replace').strip())
+            except BaseException:
+                process.kill()
+                raise
+        printed.seek(0)
+        text = printed.read().decode(errors='replace')[-3000:]
+    if process.returncode:
+        reason = f'rendering the corpus failed (exit {process.returncode}):\n{text}'
+        raise RuntimeError(reasons[0] if reasons else reason)
 
 
 def main(job):
@@ -372,8 +392,11 @@ def _render_and_exit(speaker, root):
     """The life of a fork: one speaker, then out without running anything of the parent's."""
     status = 1
     try:
-        render_speaker(speaker, root)
+        render_speaker(speaker, root, on_clip=_tell_clip)
         status = 0
+    except (ImportError, OSError, ValueError) as error:
+        _tell(_REASON + ' '.join(str(error).split()).encode()[:2000] + b'\n')
+        raise
     finally:
         if status:
             traceback.print_exc()
@@ -381,11 +404,20 @@ def _render_and_exit(speaker, root):
         os._exit(status)
 
 
+def _tell(line):
+    """Writes a line to the process that called `render`, in one piece."""
+    os.write(1, line)
+
+
+def _tell_clip():
+    _tell(_SPOKEN)
+
+
 def _main_without_fork(speakers, job):
     """What `main` does without fork: a fresh interpreter for each speaker, one by one."""
     if len(speakers) == 1:
-        render_speaker(speakers[0], job['root'])
+        render_speaker(speakers[0], job['root'], on_clip=_tell_clip)
     else:
         for speaker in speakers:
-            render([speaker], job['root'], workers=1)
+            render([speaker], job['root'], workers=1, on_clip=_tell_clip)
     return 0

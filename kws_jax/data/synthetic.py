@@ -7,6 +7,7 @@ either does on recordings.
 """
 
 import collections
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -18,9 +19,11 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 import wave
 
 import numpy as np
+import tqdm
 
 from kws_jax.data import espeak, rendering
 from kws_jax.data.index import NOISE_FOLDER, SPLITS
@@ -35,6 +38,7 @@ _TIMBRE_SHARES = {
 _CLIPS_PER_SPEAKER = 20
 _NEURAL_SHARE, _NEURAL_CLIPS_PER_SPEAKER = 0.04, 48  # of the training clips
 _VOCODER_SHARE = 0.1  # of the espeak speakers: WORLD takes ten times as long as the rest
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where stderr is no terminal
 _VERSION = 1  # of the recipe; raise it whenever the bytes of a seed change
 _LICENCES = (
     'The recordings were spoken by programs; no person was recorded. espeak-ng is GPL-3.0-or-later '
@@ -57,8 +61,9 @@ def make_corpus(
     keyword_share=0.55,
     keywords=KEYWORDS_10,
     neural_voice=None,
-    vocoder=True,
+    vocoder=None,
     noise_seconds=60.0,
+    progress=True,
 ):
     """Makes a synthetic corpus at `out`, or returns at once where the same one is already there.
 
@@ -76,8 +81,12 @@ def make_corpus(
       keywords: the words that get this share.
       neural_voice: let hibari-tts speak 4 % of the training clips; None: where `language` is
         English.
-      vocoder: pass that voice and a tenth of the speakers of espeak-ng through WORLD (pyworld).
+      vocoder: pass that voice and a tenth of the speakers of espeak-ng through WORLD (pyworld),
+        which shifts formants; None: where pyworld imports, with a line in the log where it does
+        not. A corpus that is there already may then be of either kind.
       noise_seconds: length of each file in `_background_noise_`, at least 1.
+      progress: whether to show a bar, or a line in the log every ten seconds where stderr is no
+        terminal.
 
     Returns:
       `out` as a `pathlib.Path`. In it: `<word>/<speaker>_nohash_<n>.wav` (16 kHz, mono, 16 bit, 0.5
@@ -89,7 +98,8 @@ def make_corpus(
       ImportError: a package is missing; nothing is left out silently.
       ValueError: an argument is out of range.
       FileExistsError: `out` holds something else.
-      RuntimeError: a voice failed.
+      OSError: `out` cannot be written.
+      RuntimeError: a word takes too long, or a voice failed; see `rendering.render`.
     """
     words, keywords, out = tuple(words), tuple(keywords), pathlib.Path(out)
     english = language == 'en' or language.startswith('en-')
@@ -107,13 +117,23 @@ def make_corpus(
         'vocoder': vocoder,
         'noise_seconds': float(noise_seconds),
     }
-    if _is_there(out, parameters):
-        _log.info('%s is there already', out)
+    there = _existing(out, parameters)
+    if there is not None:
+        without = vocoder is None and there.get('vocoder') is False
+        _log.info(
+            '%s is there already%s',
+            out,
+            ', made without formant shifts (to have them, install pyworld and remove that folder)'
+            if without
+            else '',
+        )
         return out
     espeak.import_loader()
     if neural_voice:
         rendering.import_hibari()
-    if vocoder:
+    if vocoder is None:
+        parameters['vocoder'] = _has_vocoder(out)
+    elif vocoder:
         rendering.import_pyworld()
     speakers = plan_speakers(parameters)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +142,10 @@ def make_corpus(
         partial.chmod(0o755)
         for word in words:
             (partial / word).mkdir()
-        rendering.render(speakers, partial, workers=workers or os.cpu_count() or 1)
+        with _shown(clips, progress) as count:
+            rendering.render(
+                speakers, partial, workers=workers or os.cpu_count() or 1, on_clip=count
+            )
         for split in ('validation', 'testing'):
             (partial / f'{split}_list.txt').write_text(
                 ''.join(f'{name}\n' for name in _names(speakers, split))
@@ -135,7 +158,7 @@ def make_corpus(
         try:
             os.rename(partial, out)
         except OSError:
-            if not _is_there(out, parameters):  # else another process was faster
+            if _existing(out, parameters) is None:  # else another process was faster
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -163,10 +186,53 @@ def _check(clips, words, language, english, keyword_share, noise_seconds, worker
         raise ValueError(f'workers must be at least 1, or None for one per CPU, got {workers}')
 
 
-def _is_there(out, parameters):
-    """Returns whether `out` is the corpus of these parameters; False if absent or empty."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+@contextlib.contextmanager
+def _shown(total, enabled):
+    """Shows progress; gives the function to call after each of `total` clips."""
+    done, said = 0, time.monotonic()
+    with tqdm.tqdm(
+        total=total,
+        desc='speaking',
+        unit='clip',
+        nrows=20,  # on a terminal that states no size the bar would not show
+        disable=None if enabled else True,
+    ) as bar:
+
+        def count():
+            nonlocal done, said
+            done += 1
+            bar.update()
+            now = time.monotonic()
+            if enabled and bar.disable and now - said >= _SECONDS_BETWEEN_LINES:
+                said = now
+                _log.info('spoke %d of %d clips', done, total)
+
+        yield count
+
+
+def _has_vocoder(out):
+    """Returns whether pyworld imports; logs what is left out, and how to have it, where not."""
+    try:
+        rendering.import_pyworld()
+    except ImportError as error:
+        _log.warning(
+            'made without formant shifts, because pyworld does not import (%s); to have them: '
+            'apt install g++ python3-dev, delete .venv/.installed and %s, and run again',
+            error.__cause__,
+            out,
+        )
         return False
+    return True
+
+
+def _existing(out, parameters):
+    """Returns the parameters of the corpus at `out`; None if there is nothing.
+
+    Raises:
+      FileExistsError: there is something else. A parameter of None may have any value.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
     try:
         found = json.loads((out / 'CORPUS.json').read_text())['parameters']
     except (OSError, ValueError, KeyError):
@@ -174,15 +240,17 @@ def _is_there(out, parameters):
             f'out must be absent or a corpus made by make_corpus, got {out}: it has no readable '
             'CORPUS.json'
         ) from None
-    if found != parameters:
-        differing = sorted(
-            key for key in found.keys() | parameters.keys() if found.get(key) != parameters.get(key)
-        )
+    differing = sorted(
+        key
+        for key in found.keys() | parameters.keys()
+        if parameters.get(key, '') is not None and found.get(key) != parameters.get(key)
+    )
+    if differing:
         raise FileExistsError(
             f'out must be absent or the same corpus, got {out}: it was made with another '
             f'{", ".join(differing)}; remove it or choose another folder'
         )
-    return True
+    return found
 
 
 def plan_speakers(parameters):

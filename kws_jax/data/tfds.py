@@ -68,7 +68,8 @@ def load_tfds(
     if beyond:
         raise ValueError(
             f'labels: TFDS turns {", ".join(beyond)} into unknown; choose among '
-            f'{", ".join(labels_lib.KEYWORDS_10)}, or unpack the archive and use load_dataset'
+            f'{", ".join(labels_lib.KEYWORDS_10)}, or unpack the archive and read the folder: '
+            '--dataset=folder --data_dir=DIR (load_dataset)'
         )
     with without_tensorflow():
         builder = _prepared(data_dir, download_dir, download, progress)

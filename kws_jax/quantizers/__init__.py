@@ -2,7 +2,15 @@
 
 from kws_jax.quantizers.allocate import allocate_bits
 from kws_jax.quantizers.calibrate import collect, init_quant_params, uniform_bits
-from kws_jax.quantizers.forms import FORMS, Form, fix_bits, learned_bits, make_quant, project
+from kws_jax.quantizers.forms import (
+    FORMS,
+    Form,
+    fix_bits,
+    get_form,
+    learned_bits,
+    make_quant,
+    project,
+)
 from kws_jax.quantizers.rounding import binarize, quantize, round_through
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     'binarize',
     'collect',
     'fix_bits',
+    'get_form',
     'init_quant_params',
     'learned_bits',
     'make_quant',

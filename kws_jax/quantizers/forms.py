@@ -170,6 +170,23 @@ FORMS = {
 }
 
 
+def get_form(name: str) -> Form:
+    """The form of that name in `FORMS`.
+
+    Raises:
+      ValueError: there is none.
+
+    >>> get_form('range_bits').name
+    'range_bits'
+    """
+    if name not in FORMS:
+        raise ValueError(
+            f'there is no quantizer {name!r}, only {", ".join(FORMS)}; one of your own is added to '
+            'quantizers.FORMS before it is used'
+        )
+    return FORMS[name]
+
+
 def is_signed(name: str, kind: str) -> bool:
     """Whether a tensor takes both signs: weights, samples, images and block outputs do.
 

@@ -6,7 +6,7 @@ in which an interrupted search continues. Where nothing in the space meets the b
 ValueError before it trains anything.
 """
 
-from kws_jax.search import proxyless, random_search, uniform
+from kws_jax.search import prices, proxyless, random_search, uniform
 from kws_jax.search.problem import Problem, SearchResult
 from kws_jax.search.supernet_training import describe
 
@@ -16,4 +16,4 @@ SEARCHERS = {
     'random': random_search.search,
 }
 
-__all__ = ['SEARCHERS', 'Problem', 'SearchResult', 'describe']
+__all__ = ['SEARCHERS', 'Problem', 'SearchResult', 'describe', 'prices', 'proxyless']

@@ -6,6 +6,12 @@ from kws_jax.search.problem import Problem, SearchResult
 from kws_jax.search.supernet_training import describe, log_probabilities, train_supernet
 
 
+def check_choose(choose: str) -> None:
+    """Raises ValueError unless `choose` is a way to end a search."""
+    if choose not in ('within', 'argmax'):
+        raise ValueError(f"choose must be 'within' or 'argmax', got {choose!r}")
+
+
 def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
     """Trains weights and arch params in turn, then chooses.
 
@@ -17,8 +23,7 @@ def search(problem: Problem, *, data, config: dict, workdir) -> SearchResult:
 
     Args, returns, raises: as every searcher; see `search.SEARCHERS`.
     """
-    if config['choose'] not in ('within', 'argmax'):
-        raise ValueError(f"choose must be 'within' or 'argmax', got {config['choose']!r}")
+    check_choose(config['choose'])
     if config['choose'] == 'within':
         problem.check_reachable()
     state, summary = train_supernet(

@@ -82,6 +82,7 @@ def train_supernet(problem: Problem, *, data, config: dict, workdir, arch_every:
         evaluate=evaluate,
         config=config | {'space': space.to_json(), 'macs': problem.macs, 'data': data.fingerprint},
         name=name,
+        params_of=lambda state: state.params | {'arch params': state.arch},
     )
 
 

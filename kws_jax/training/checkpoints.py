@@ -19,16 +19,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from kws_jax.errors import RunError
+
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = ('No space left on device', 'ENOSPC', 'Disk quota exceeded', 'EDQUOT')
 _TRASH = 'trash-'
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """No checkpoint can be read, or the saved one does not fit the program that asks for it."""
 
 
-class DiskFull(Exception):
+class DiskFull(RunError):
     """The disk has no space left; what was saved before is intact."""
 
 

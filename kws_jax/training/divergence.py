@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from kws_jax.errors import RunError
 from kws_jax.training import checkpoints
 
 _USUAL = 100  # chunks that make up the usual loss
 _FACTOR, _OFFSET = 20.0, 10.0
 
 
-class TrainingDiverged(Exception):
+class TrainingDiverged(RunError):
     """The loss is not finite or exploded.
 
     Args:

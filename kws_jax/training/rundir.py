@@ -8,10 +8,11 @@ import pathlib
 
 from absl import logging
 
+from kws_jax.errors import RunError
 from kws_jax.training import checkpoints
 
 
-class ConfigMismatch(Exception):
+class ConfigMismatch(RunError):
     """The run directory holds a run with another configuration."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from kws_jax import costs, network, quantizers
 from kws_jax.data.augment import int16_to_float
 from kws_jax.data.batches import steps_per_epoch, training_source
-from kws_jax.model import Model, quantized_taps
+from kws_jax.model import Model, quantized_taps, tap_columns
 from kws_jax.quantizers.forms import is_signed
 from kws_jax.training.evaluation import predict_all, score
 from kws_jax.training.loop import fit
@@ -23,6 +23,7 @@ from kws_jax.training.steps import (
     final_weights,
     init_train_state,
     make_train_chunk,
+    watched,
 )
 
 CHUNK = 10
@@ -203,6 +204,7 @@ def _quantized_run(
         evaluate=_validator(data, front_end, model.architecture, quantization),
         config=config | {'architecture': model.architecture.to_json(), 'data': data.fingerprint},
         name=name,
+        params_of=watched,
     )
 
 
@@ -232,15 +234,8 @@ def quantize_fixed(
     Raises:
       ValueError: a bit-width out of range.
     """
-    samples = config.get('input_bits') or activation
-    for argument, bits in (
-        ('weight', weight),
-        ('activation', activation),
-        ('input_bits', samples),
-    ):
-        if bits not in (*range(1, 9), 16):
-            raise ValueError(f'{argument} must be in 1..8 bits (or 16), got {bits}')
-    form, sites = quantizers.FORMS[config['form']], _sites(model)
+    samples = check_widths(weight, activation, config)
+    form, sites = quantizers.get_form(config['form']), _sites(model)
     bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
     bits['input'] = {'activation': samples}
     state, summary = _quantized_run(
@@ -256,6 +251,37 @@ def quantize_fixed(
         name=name,
     )
     return _finished(model, state, form, bits, summary, {})
+
+
+def check_widths(weight: int, activation: int, config: dict) -> int:
+    """The width of the input samples, as `quantize_fixed` takes it.
+
+    Raises:
+      ValueError: a width out of range.
+    """
+    samples = config.get('input_bits') or activation
+    widths = {'weight': weight, 'activation': activation, 'input_bits': samples}
+    for argument, bits in widths.items():
+        if bits not in (*range(1, 9), 16):
+            raise ValueError(f'{argument} must be in 1..8 bits (or 16), got {bits}')
+    return samples
+
+
+def check_trained_bits(config: dict) -> None:
+    """What `quantize_trained` can refuse without a model.
+
+    Raises:
+      ValueError: an unknown form or price, or a mean that no widths have.
+    """
+    quantizers.get_form(config['form'])
+    if config['price'] not in ('budget', 'linear'):
+        raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
+    if config['price'] == 'budget':
+        for key, least in (('mean_weight_bits', 2), ('mean_activation_bits', 1)):
+            if not config[key] >= least:
+                raise ValueError(
+                    f'trained_bits.{key} must be at least {least}, got {config[key]:g}'
+                )
 
 
 def _finished(model, state, form, bits, summary, facts):
@@ -284,11 +310,11 @@ def flash_to_mean_bits(model: Model, flash_bytes: float) -> float:
     Raises:
       ValueError: the budget does not even hold what is stored beside the weights.
     """
-    taps = quantized_taps(model.make_front_end())
-    filters = model.architecture.space.image_shape[1] if taps else 0
+    front_end = model.make_front_end()
+    taps, columns = quantized_taps(front_end), tap_columns(front_end)
     sites = costs.weight_sites(model.architecture, front_end_weights=taps)
     beside = costs.stored_bits(
-        model.architecture, weight_bits=0, front_end_weights=taps, front_end_filters=filters
+        model.architecture, weight_bits=0, front_end_weights=taps, front_end_filters=columns
     )
     mean = (flash_bytes * 8 - beside) / sum(sites.values())
     if mean < 2:
@@ -316,12 +342,17 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
         budget).
       workdir: holds the two runs, `learn` and `finetune`.
       name: of the run.
+
+    Raises:
+      ValueError: as `check_trained_bits`, or a budget that the model cannot meet.
     """
-    form, sites = quantizers.FORMS[config['form']], _sites(model)
+    check_trained_bits(config)
+    form, sites = quantizers.get_form(config['form']), _sites(model)
     learned = quantizers.uniform_bits(*sites.values(), weight=None, activation=None)
     start = quantizers.uniform_bits(
         *sites.values(), weight=config['start_bits'], activation=config['start_bits']
     )
+    start_params = start_quantizers(model, data=data, form=form, bits=start)
     budget = None
     if config['price'] == 'budget':
         flash = config.get('flash_bytes')
@@ -333,18 +364,18 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
             f'{kind}_price': budget_price(mean=mean, strength=config['strength'])
             for kind, mean in budget.items()
         }
-    elif config['price'] == 'linear':
+        # a budget that no widths meet is an error now, not after the widths have been learned
+        whole_bits(form, start_params, sites, budget)
+    else:
         prices = {
             f'{kind}_price': lambda bits, rate=config[f'{kind}_lambda']: rate * bits
             for kind in ('weight', 'activation')
         }
-    else:
-        raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
     workdir = pathlib.Path(workdir)
     run = {'teacher': model, 'data': data, 'config': config}
     state, summary = _quantized_run(
         model,
-        start_quantizers(model, data=data, form=form, bits=start),
+        start_params,
         Quantization(form=form, bits=learned, optimizer=None, **sites, **prices),
         epochs=config['learn_epochs'],
         lr=config['learn_lr'],

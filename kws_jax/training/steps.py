@@ -1,6 +1,7 @@
 """One training step of a network, float or quantized, as a pure function, and chunks of it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,20 @@ class Recipe:
     ema: float = 0.0
 
 
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Makes sure that `Recipe(**recipe)` and what it calls know all its settings.
+
+    Raises:
+      TypeError: names the one that they do not know.
+    """
+    made = Recipe(**recipe)
+    for function, options in ((augment, made.augment), (spec_augment, made.spec_augment or {})):
+        known = inspect.signature(function).parameters
+        for option in options:
+            if option not in known:
+                raise TypeError(f'recipe: {function.__name__} has no setting {option!r}')
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantization:
     """What a quantized step needs beside the network.
@@ -75,7 +90,14 @@ class Quantization:
 def training_input(key, batch, noise, recipe: Recipe, classes: int):
     """Augmented waveforms `[batch, samples]` and target probabilities `[batch, classes]`."""
     augment_key, mix_key = jax.random.split(key)
-    audio = augment(augment_key, batch['audio'], batch['is_silence'], noise, **recipe.augment)
+    audio = augment(
+        augment_key,
+        batch['audio'],
+        batch['is_silence'],
+        noise,
+        is_unknown=batch.get('is_unknown'),
+        **recipe.augment,
+    )
     targets = losses.soft_labels(batch['label'], classes, recipe.label_smoothing)
     if recipe.mixup:
         audio, targets = mixup(mix_key, audio, targets, alpha=recipe.mixup)
@@ -219,6 +241,11 @@ def init_train_state(
         quant_opt=None if quant is None else quant_optimizer.init(quant),
         ema=jax.tree.map(jnp.array, (params, averages)) if recipe.ema else None,
     )
+
+
+def watched(state: TrainState) -> dict:
+    """What must stay finite, by layer: weights, and quant params where there are any."""
+    return state.params | ({} if state.quant is None else {'quant params': state.quant})
 
 
 def final_weights(state: TrainState):

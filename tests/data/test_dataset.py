@@ -216,6 +216,27 @@ def test_a_word_of_the_test_folder_that_is_no_label_is_unknown_if_the_data_knows
         load(test_dir=test.root, labels='yes,no')
 
 
+def test_every_label_without_clips_in_a_test_folder_is_named(twelve, folder, load, log):
+    test = folder('test')
+    for word in WORDS_10[2:]:
+        test.add(f'{word}/a_nohash_0.wav')
+    test.add('no/a_nohash_0.wav').write_bytes(b'')
+    (test.root / '_unknown_').mkdir()
+    load(test_dir=test.root)
+    warned = [r.getMessage() for r in log.records if 'no testing recordings' in r.getMessage()]
+    assert warned == ['no testing recordings of yes, no, silence, unknown']
+    log.clear()
+    for word in ('yes', 'no', '_unknown_'):
+        test.add(f'{word}/b_nohash_0.wav')
+    load(test_dir=test.root)
+    assert 'no testing recordings of silence' in log.text
+    log.clear()
+    test.add('_silence_/b.wav')
+    load(test_dir=test.root)
+    load()
+    assert 'no testing recordings' not in log.text
+
+
 def test_a_test_folder_that_does_not_fit_the_labels_is_refused(folder, load):
     made = folder().words(['lamp', 'heater'])
     test = folder('test')
@@ -313,7 +334,8 @@ def test_no_other_words_for_unknown_is_an_error_with_the_ways_out(folder, load):
 def test_a_split_without_recordings_is_an_error_with_the_way_out(folder, load, log):
     folder().words(['yes', 'no', 'bed'], testing=0)
     data = load(labels='yes,no')
-    assert 'no testing recordings of any keyword' in log.text
+    assert 'no testing recordings of yes, no, unknown' in log.text
+    assert 'no validation recordings' not in log.text
     with pytest.raises(ValueError, match='no testing recordings.*pass test_dir, name recordings'):
         data.evaluation('testing')
     with pytest.raises(ValueError, match="must be 'validation' or 'testing', got 'training'"):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from kws_jax.data import inspection
+from kws_jax.data import inspection, sources
 
 
 def noise(seed, samples=16000, peak=3000):
@@ -139,15 +139,70 @@ def test_suspects_are_written_as_a_table_that_reads_back(faulty, tmp_path):
     assert twin['word'] == 'yes' and 'twin_nohash_0.wav (yes, training)' in twin['detail']
 
 
-def run(*arguments):
-    root = pathlib.Path(inspection.__file__).parents[2]
+ROOT = pathlib.Path(inspection.__file__).parents[2]
+PROGRAM = ROOT / 'launch' / 'inspect_data.py'
+
+
+def run(*arguments, command=(str(PROGRAM),), **environment):
     return subprocess.run(
-        [sys.executable, '-m', 'launch.inspect_data', *map(str, arguments)],
-        cwd=root,
-        env={**os.environ, 'PYTHONPATH': str(root)},
+        [sys.executable, *command, *map(str, arguments)],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
+
+
+def test_train_and_test_and_the_cache_are_those_of_the_pipeline(folder, tmp_path):
+    folder('DIR/train').words(['yes', 'no']).background(recordings=1)
+    folder('DIR/test').add('yes/a_nohash_0.wav')
+    done = run(f'--data_dir={tmp_path / "DIR"}', XDG_CACHE_HOME=str(tmp_path / 'home'))
+    assert done.returncode == 0, done.stderr
+    # 2 words of 4 + 2 + 2 recordings, and the clip of the test folder
+    assert ['all', '8', '4', '5'] in [line.split() for line in done.stdout.splitlines()]
+    caches = tmp_path / 'home' / 'kws_jax' / 'audio'
+    made = sorted(caches.iterdir())
+    assert len(made) == 2  # clips and noise
+    sources.open_dataset(data_dir=tmp_path / 'DIR', cache_dir=caches, labels='yes,no')
+    assert sorted(caches.iterdir()) == made
+    run(f'--data_dir={tmp_path / "DIR"}', f'--cache_dir={tmp_path / "own"}')
+    assert [p.name for p in sorted((tmp_path / 'own' / 'audio').iterdir())] == [
+        p.name for p in made
+    ]
+
+
+@pytest.mark.parametrize('suspects', ['/dev/full', 'DIR', 'DIR/absent/suspects.tsv'])
+def test_suspects_that_cannot_be_written_are_an_error_of_one_line(faulty, tmp_path, suspects):
+    suspects = suspects.replace('DIR', str(tmp_path))
+    done = run(
+        f'--data_dir={faulty.root}', f'--cache_dir={tmp_path / "cache"}', f'--suspects={suspects}'
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f'inspect_data: --suspects={suspects} cannot be written: ')
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_full_disk_is_an_error_of_one_line(faulty, tmp_path):
+    code = f"""
+import errno, os, runpy
+from kws_jax.data import cache
+
+def full(samples):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+cache.to_one_second = full
+runpy.run_path({str(PROGRAM)!r}, run_name='__main__')
+"""
+    done = run(
+        f'--data_dir={faulty.root}',
+        f'--cache_dir={tmp_path / "cache"}',
+        command=('-c', code),
+        PYTHONPATH=str(ROOT),
+    )
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith('inspect_data: ') and 'no space left for the decoded' in line
+    assert 'Traceback' not in done.stderr
 
 
 def test_the_program_prints_the_report_and_writes_the_suspects(faulty, tmp_path):

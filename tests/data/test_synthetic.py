@@ -3,8 +3,13 @@
 import collections
 import hashlib
 import importlib.util
+import io
 import json
+import logging
 import os
+import pathlib
+import re
+import subprocess
 import sys
 import wave
 
@@ -203,10 +208,156 @@ def test_interruption_leaves_nothing_behind(tmp_path, monkeypatch, stage):
 
 
 @speaks
+def test_every_clip_is_counted_when_it_is_there(tmp_path):
+    speakers = [
+        rendering.Speaker(name, 'training', 'espeak', 'm2', 'm2', 'en', False, (3,), clips)
+        for name, clips in [
+            ('0000000a', (('yes', 0), ('yes', 1), ('yes', 2))),
+            ('0000000b', (('yes', 0), ('yes', 1))),
+        ]
+    ]
+    (tmp_path / 'yes').mkdir()
+    there = []
+    rendering.render(speakers, tmp_path, workers=2, on_clip=lambda: there.append(_clips(tmp_path)))
+    assert len(there) == 5
+    assert all(len(clips) >= number for number, clips in enumerate(there, 1))
+    assert len(there[0]) < 5  # while others are still spoken
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def _pretend_to_render(speakers, root, *, workers, on_clip):
+    del workers
+    for speaker in speakers:
+        for word, number in speaker.clips:
+            path = root / word / f'{speaker.name}_nohash_{number}.wav'
+            rendering.write_wav(path, np.full(16000, 1000))
+            on_clip()
+
+
+@speaks
+def test_progress_is_a_bar_on_a_terminal_and_lines_of_the_log_elsewhere(
+    tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(rendering, 'render', _pretend_to_render)
+    monkeypatch.setattr(synthetic, '_SECONDS_BETWEEN_LINES', 0.0)
+    monkeypatch.setattr(sys, 'stderr', _Terminal())
+    synthetic.make_corpus(tmp_path / 'one', **_SMALL)
+    assert '0/40' in sys.stderr.getvalue() and '40/40' in sys.stderr.getvalue()
+    assert 'spoke' not in caplog.text
+    monkeypatch.setattr(sys, 'stderr', io.StringIO())
+    synthetic.make_corpus(tmp_path / 'two', **_SMALL)
+    said = [message for message in caplog.messages if message.startswith('spoke')]
+    assert said == [f'spoke {n} of 40 clips' for n in range(1, 41)]
+    caplog.clear()
+    synthetic.make_corpus(tmp_path / 'three', progress=False, **_SMALL)
+    assert 'spoke' not in caplog.text and sys.stderr.getvalue() == ''
+
+
+@speaks
+def test_without_pyworld_the_corpus_is_made_and_says_what_it_lacks(
+    corpus, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setitem(sys.modules, 'pyworld', None)
+    options = {**_SMALL, 'vocoder': None}
+    out = synthetic.make_corpus(tmp_path / 'corpus', **options)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert 'without formant shifts' in line and '\n' not in line
+    assert f'apt install g++ python3-dev, delete .venv/.installed and {out}, and run again' in line
+    record = json.loads((out / 'CORPUS.json').read_text())
+    assert record['parameters']['vocoder'] is False
+    assert 'pyworld' not in record['versions']
+    assert _bytes(out) == _bytes(corpus)  # as if asked for with vocoder=False
+    caplog.clear()
+    monkeypatch.setitem(sys.modules, 'pyworld', type(sys)('pyworld'))
+    assert synthetic.make_corpus(out, **options) == out  # kept, and said, once pyworld is there
+    assert 'is there already, made without formant shifts' in caplog.text
+    with pytest.raises(FileExistsError, match='another vocoder'):
+        synthetic.make_corpus(out, **{**_SMALL, 'vocoder': True})
+
+
+@speaks
+def test_with_pyworld_the_vocoder_is_used_unasked_and_its_corpus_kept_without(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(rendering, 'render', _pretend_to_render)
+    monkeypatch.setattr(synthetic.importlib.metadata, 'version', lambda name: '1')
+    monkeypatch.setitem(sys.modules, 'pyworld', type(sys)('pyworld'))
+    options = {**_SMALL, 'vocoder': None}
+    out = synthetic.make_corpus(tmp_path / 'corpus', **options)
+    assert json.loads((out / 'CORPUS.json').read_text())['parameters']['vocoder'] is True
+    monkeypatch.setitem(sys.modules, 'pyworld', None)
+    assert synthetic.make_corpus(out, **options) == out
+    assert 'formant' not in caplog.text
+
+
+_PROGRAM = pathlib.Path(synthetic.__file__).parents[2] / 'launch' / 'make_corpus.py'
+
+
+def _launch(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(_PROGRAM), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@speaks
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--clips=10', '--words=yes,yes'), 'words must be given, each once'),
+        (('--clips=10', '--words=yes', '--language=klingonish'), "speaks .*, got 'klingonish'"),
+        (('--clips=10', '--words=yes', '--out=FILE/corpus'), 'FILE'),
+        (('--clips=10', '--words=yes', '--vocoder'), 'pyworld does not import'),
+        (
+            ('--clips=10', f'--words={"donaudampfschifffahrtskapitaen" * 3}'),
+            'words must be speakable within 0.9 s',
+        ),
+    ],
+)
+def test_the_program_ends_with_one_line_where_the_user_is_wrong(tmp_path, arguments, message):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'pyworld.py').write_text('raise ImportError("no compiler")')
+    arguments = [a.replace('FILE', str(tmp_path / 'file')) for a in arguments]
+    done = _launch(
+        f'--out={tmp_path / "corpus"}', '--noneural_voice', *arguments, PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if 'formant shifts' not in line]
+    assert len(lines) == 1 and lines[0].startswith('make_corpus: '), done.stderr
+    assert re.search(message.replace('FILE', str(tmp_path / 'file')), lines[0])
+    assert not (tmp_path / 'corpus').exists()
+
+
+@speaks
+def test_the_program_goes_on_without_pyworld_and_says_so_in_one_line(tmp_path):
+    (tmp_path / 'pyworld.py').write_text('raise ImportError("no compiler")')
+    done = _launch(
+        f'--out={tmp_path / "corpus"}',
+        '--noneural_voice',
+        '--clips=10',
+        '--words=yes',
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if 'formant' in line]
+    assert len(said) == 1 and '(no compiler)' in said[0] and 'python3-dev' in said[0]
+    assert len(_clips(tmp_path / 'corpus')) == 10
+
+
+@speaks
 def test_failing_voice_is_an_error_with_its_reason_and_leaves_nothing(tmp_path):
     endless = 'donaudampfschifffahrtsgesellschaftskapitaensmuetzenabzeichenverordnung'
-    with pytest.raises(RuntimeError, match=f'speakable within 0.9 s, got .{endless}'):
+    with pytest.raises(RuntimeError, match=f'speakable within 0.9 s, got .{endless}') as caught:
         synthetic.make_corpus(tmp_path / 'corpus', **{**_SMALL, 'words': (endless,)}, language='de')
+    assert str(caught.value).startswith('words must be') and '\n' not in str(caught.value)
     assert os.listdir(tmp_path) == []
 
 
@@ -220,7 +371,7 @@ def test_missing_package_is_an_error_and_no_voice_vanishes(monkeypatch, tmp_path
     sys.modules.get('hibari', type(sys)('hibari')).Hibari = None
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'{package}(.|\n)*kws_jax\[synth\]'):
-        synthetic.make_corpus(tmp_path / 'corpus', clips=40)
+        synthetic.make_corpus(tmp_path / 'corpus', clips=40, vocoder=True)
     assert os.listdir(tmp_path) == []
 
 
