@@ -2,6 +2,13 @@
 
     python launch/pipeline.py --config=configs/sinc60.py --data_dir=DIR --workdir=runs/sinc60
 
+With recordings of few other words, synthetic speech of many makes `unknown` wider:
+
+    python launch/make_corpus.py --out=runs/other_words --words_file=configs/other_words.txt \\
+      --clips=8000
+    python launch/pipeline.py ... --config.data.extra_unknown_dir=runs/other_words \\
+      --config.data.unknown_percent=20
+
 Variants (`--config=configs/sinc60.py:VARIANT`):
   (none)      two hours on 2 cores with about 17,000 training clips
   quickstart  minutes, for the synthetic corpus; the default of launch/quickstart.sh
@@ -36,7 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'max_speed_change': 0.1,
         'low_db': -10.0,
         'high_db': 6.0,
-        'equalize_db': 0.0,
+        'equalize_db': 6.0,
         'splice_probability': 0.0,
     }
     plain = {'label_smoothing': 0.1, 'augment': augment}
@@ -44,8 +51,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'method': 'proxyless',  # or uniform, random, given
         'choices': ('',),  # of the method given: e1k3, identity, ...
         'batch': 32,  # small batches: more updates to each of the many candidates
-        'warmup_epochs': 8,
-        'epochs': 10,
+        'warmup_epochs': 6,
+        'epochs': 8,
         'warmup_lr': 0.2,
         'lr': 0.2,
         'weight_decay': 4e-5,
@@ -76,7 +83,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     quantized = {
         'form': 'step_range',
-        'epochs': 6,
+        'epochs': 5,
         'lr': 0.02,
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
@@ -86,6 +93,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8}
     config.trained_bits = quantized | {
         'enabled': True,
+        'epochs': 7,
         'start_bits': 5,
         'learn_epochs': 5,
         'learn_lr': 0.03,

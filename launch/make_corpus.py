@@ -2,6 +2,7 @@
 
   python launch/make_corpus.py --out=corpus            # 6,000 clips of 35 words, about a minute
   python launch/make_corpus.py --out=corpus --measure  # then a linear classifier: about 0.45
+  python launch/make_corpus.py --out=runs/other_words --words_file=configs/other_words.txt --clips=8000
   python launch/make_corpus.py --out=korpus --language=de --words=ja,nein,licht,an,aus --clips=2000
 
 Needs the extra packages of `pip install "kws_jax[synth]"`; without pyworld, which is compiled where
@@ -25,6 +26,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same bytes.', l
 _WORDS = flags.DEFINE_list(
     'words', None, 'What is said, comma-separated; the 35 words of Speech Commands if absent.'
 )
+_WORDS_FILE = flags.DEFINE_string('words_file', None, 'File of what is said, instead of --words.')
 _LANGUAGE = flags.DEFINE_string(
     'language', 'en', 'Language or accent of espeak-ng: en (eight accents), de, en-us, ...'
 )
@@ -61,7 +63,10 @@ def _make():
 
     std_logging.getLogger('kws_jax').setLevel(std_logging.INFO)
     start = time.perf_counter()
-    options = {'words': tuple(_WORDS.value)} if _WORDS.value else {}
+    words = _WORDS.value
+    if _WORDS_FILE.value:
+        words = pathlib.Path(_WORDS_FILE.value).read_text().split()
+    options = {'words': tuple(words)} if words else {}
     out = synthetic.make_corpus(
         _OUT.value,
         clips=_CLIPS.value,
