@@ -17,9 +17,21 @@ Variants (`--config=configs/sinc60.py:VARIANT`):
               never run to its end on 2 cores: about 12 hours there
 """
 
+import copy
+
 import ml_collections
 
 PAPER_AUGMENT = {'max_shift': 1600, 'noise_probability': 0.8, 'noise_volume': 0.1}
+
+# Table 1 with twice the channels
+TEACHER_SPACE = {
+    'stem': {'channels': 20, 'kernel': (3, 3), 'stride': (2, 2)},
+    'stages': tuple(
+        {'name': name, 'channels': channels, 'layers': 3, 'stride': 2, 'candidates': ('e6k7',)}
+        for name, channels in (('iii', 40), ('iv', 80))
+    ),
+    'head_channels': 160,
+}
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -64,7 +76,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'candidate_clips': 500,
         'recipe': plain,
     }
-    config.train = {
+    train = {
         'from_supernet': True,
         'epochs': 24,
         'lr': 0.2,
@@ -79,7 +91,17 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
                 'frequency_width': 6,
             },
             'ema': 0.999,
+            'mixup': 0.0,
+            'distill': 0.0,  # above 0: taught by the network of `teacher`
+            'temperature': 2.0,
         },
+    }
+    config.train = train
+    config.teacher = {
+        'enabled': False,
+        'space': TEACHER_SPACE,
+        'choices': ('e6k7',) * 6,
+        **{k: v for k, v in copy.deepcopy(train).items() if k != 'from_supernet'},
     }
     quantized = {
         'form': 'step_range',
@@ -150,7 +172,7 @@ def _mini(config):
     config.target.macs = 3.0e6
     config.search.update({'warmup_epochs': 1, 'epochs': 1, 'arch_lr': 0.2, 'candidates': 4})
     config.search.candidate_clips = 32
-    config.train.epochs = 1
+    config.train.epochs = config.teacher.epochs = 1
     config.train.recipe.ema = 0.9
     config.fixed_bits.update({'epochs': 1, 'pairs': ((4, 4),)})
     config.trained_bits.update({'epochs': 1, 'learn_epochs': 1, 'quant_lr': 0.1})

@@ -73,7 +73,9 @@ def check(config: dict, data) -> None:
     if search['method'] not in (*SEARCHERS, 'given'):
         known = ', '.join([*SEARCHERS, 'given'])
         raise ValueError(f'search.method must be one of {known}, got {search["method"]!r}')
-    for group in ('search', 'train', 'fixed_bits', 'trained_bits'):
+    if config['train']['recipe'].get('distill') and not config['teacher']['enabled']:
+        raise ValueError('train.recipe.distill needs a teacher: set teacher.enabled=True')
+    for group in ('search', 'teacher', 'train', 'fixed_bits', 'trained_bits'):
         settings = config[group]
         for key in ('epochs', 'learn_epochs'):
             if settings.get(key, 1) < 1:
@@ -170,17 +172,38 @@ def search_phase(config: dict, data, workdir) -> Model:
     return _phase(workdir, 'search', about, build)
 
 
-def train_phase(config: dict, data, workdir, start: Model) -> Model:
-    """Trains the chosen network in float."""
+def teacher_phase(config: dict, data, workdir) -> Model | None:
+    """Trains a larger float network to teach the chosen one, if the config wants one."""
+    settings = config['teacher'] | {k: config[k] for k in ('seed', 'batch')}
+    if not settings.pop('enabled'):
+        return None
+
+    def build(folder):
+        front_end = frontends.make(**config['front_end'])
+        space = make_space(settings['space'], front_end.image_shape, len(data.labels.names))
+        architecture = space.architecture(settings['choices'])
+        params, averages = network.init(jax.random.key(config['seed']), front_end, architecture)
+        start = Model(config['front_end'], architecture, data.labels.names, params, averages)
+        return train(start, data=data, config=settings, workdir=folder, name='teacher')
+
+    about = settings | {'front_end': config['front_end'], 'data': data.fingerprint}
+    return _phase(workdir, 'teacher', about, build)
+
+
+def train_phase(config: dict, data, workdir, start: Model, teacher: Model | None = None) -> Model:
+    """Trains the chosen network in float; `teacher` teaches where `recipe.distill` > 0."""
     settings = {k: v for k, v in config['train'].items() if k != 'from_supernet'}
     settings |= {'seed': config['seed'], 'batch': config['batch']}
     about = settings | {'start': _digest(start), 'data': data.fingerprint}
-    return _phase(
-        workdir,
-        'float',
-        about,
-        lambda folder: train(start, data=data, config=settings, workdir=folder, name='train'),
-    )
+    if teacher is not None:
+        about['teacher'] = _digest(teacher)
+
+    def build(folder):
+        return train(
+            start, data=data, config=settings, workdir=folder, name='train', teacher=teacher
+        )
+
+    return _phase(workdir, 'float', about, build)
 
 
 def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str, Model]:
@@ -243,7 +266,8 @@ def run(config: dict, data, workdir) -> dict:
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     searched = search_phase(config, data, workdir)
-    models = {'float': train_phase(config, data, workdir, searched)}
+    teacher = teacher_phase(config, data, workdir)
+    models = {'float': train_phase(config, data, workdir, searched, teacher)}
     models |= quantize_phases(config, data, workdir, models['float'])
     rows = []
     for name, model in models.items():
@@ -253,7 +277,10 @@ def run(config: dict, data, workdir) -> dict:
     results = {
         'rows': rows,
         'search': searched.card | {'architecture': str(searched.architecture)},
-        'wall_seconds': searched.card['wall_seconds'] + sum(r['wall_seconds'] for r in rows),
+        'teacher': None if teacher is None else teacher.costs() | teacher.card,
+        'wall_seconds': searched.card['wall_seconds']
+        + (0.0 if teacher is None else teacher.card['wall_seconds'])
+        + sum(r['wall_seconds'] for r in rows),
         'config': config,
         'data': data.describe(),
         'hardware': hardware(),

@@ -21,7 +21,7 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$want" ]; then
     echo "Could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2
     exit 1
   fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.txt
+  .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
   echo "$want" > .venv/.installed
 fi

@@ -2,11 +2,11 @@
 
   python launch/make_corpus.py --out=corpus            # 6,000 clips of 35 words, about a minute
   python launch/make_corpus.py --out=corpus --measure  # then a linear classifier: about 0.45
-  python launch/make_corpus.py --out=runs/other_words --words_file=configs/other_words.txt --clips=8000
+  python launch/make_corpus.py --out=runs/other_words --words_file=configs/other_words.txt
   python launch/make_corpus.py --out=korpus --language=de --words=ja,nein,licht,an,aus --clips=2000
 
-Needs the extra packages of `pip install "kws_jax[synth]"`; without pyworld, which is compiled where
-it is installed, it does without formant shifts and says so.
+Needs the extra packages of `pip install "kws_jax[synth]"`; without pyworld it does without formant
+shifts and says so.
 """
 
 import logging as std_logging

@@ -6,6 +6,7 @@
 #   bash launch/quickstart.sh --dataset=tfds     on TFDS's speech_commands (downloads 2.4 GB)
 #
 # Any flag of launch/pipeline.py may follow, such as --workdir=DIR or --config=configs/sinc60.py.
+caller=$PWD
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 flags=()
@@ -17,11 +18,21 @@ while [ $# -gt 0 ]; do
     *) flags+=("$1"); shift ;;
   esac
 done
+# folders are given from where the caller stands
+for i in "${!flags[@]}"; do
+  case "${flags[$i]}" in
+    --data_dir=[!/]*|--test_dir=[!/]*|--workdir=[!/]*|--cache_dir=[!/]*|--config.data.extra_unknown_dir=[!/]*)
+      flags[$i]="${flags[$i]%%=*}=$caller/${flags[$i]#*=}" ;;
+    --config=[!/]*)
+      file=${flags[$i]#*=}
+      if [ -f "$caller/${file%%:*}" ]; then flags[$i]="--config=$caller/$file"; fi ;;
+  esac
+done
 given() { printf '%s\n' "${flags[@]+"${flags[@]}"}" | grep -E "^--($1)="; }
 
 if ! given workdir >/dev/null; then
-  # each data set and each config has its own run directory
-  about=$(given 'data_dir|test_dir|dataset|config|config\.data\..*' | sort || true)
+  # each data set and each configuration has its own run directory
+  about=$(given 'data_dir|test_dir|dataset|config|config\..*' | sort || true)
   flags+=("--workdir=runs/quickstart${about:+-$(printf '%s' "$about" | sha256sum | cut -c1-8)}")
 fi
 if ! given 'data_dir|dataset' >/dev/null; then

@@ -276,3 +276,39 @@ def test_no_test_recordings_are_noticed_before_anything_is_trained(data, tmp_pat
     with pytest.raises(ValueError, match='no testing recordings of the keywords; pass test_dir'):
         pipeline.run(config(), data, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_larger_network_is_trained_first_and_teaches_the_float_one(
+    finished, data, tmp_path, monkeypatch
+):
+    changed = config()
+    stage = changed['space']['stages'][0] | {'channels': 12, 'candidates': ('e2k3',)}
+    changed['teacher'] |= {
+        'enabled': True,
+        'space': changed['space'] | {'stages': (stage,)},
+        'choices': ('e2k3',),
+        'recipe': changed['train']['recipe'],
+    }
+    changed['train'] = changed['train'] | {
+        'recipe': changed['train']['recipe'] | {'distill': 0.5, 'temperature': 2.0}
+    }
+    pipeline.check(changed, data)
+    teacher = pipeline.teacher_phase(changed, data, tmp_path)
+    start = model_lib.load(finished.workdir / 'search' / 'model')
+    taught = pipeline.train_phase(changed, data, tmp_path, start, teacher)
+    assert teacher.costs()['macs'] > taught.costs()['macs']
+    assert taught.architecture == start.architecture
+    lines = (tmp_path / 'float' / 'metrics.jsonl').read_text().splitlines()
+    assert all(json.loads(line).get('distillation', 0) >= 0 for line in lines)
+    assert any('distillation' in json.loads(line) for line in lines)
+    # once made, it is kept
+    monkeypatch.setattr(pipeline, 'train', lambda *_, **__: pytest.fail('repeats work'))
+    assert pipeline.teacher_phase(changed, data, tmp_path).card == teacher.card
+
+
+def test_distillation_without_a_teacher_is_refused(data):
+    changed = config()
+    changed['train'] = changed['train'] | {'recipe': changed['train']['recipe'] | {'distill': 0.5}}
+    with pytest.raises(ValueError, match='distill needs a teacher: set teacher.enabled=True'):
+        pipeline.check(changed, data)
+    assert pipeline.teacher_phase(changed, data, None) is None

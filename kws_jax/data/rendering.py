@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-import warnings
 import wave
 
 import numpy as np
@@ -73,13 +72,11 @@ def import_pyworld():
       ImportError: it does not import; the message says why that may be, and how to do without.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # pkg_resources announces its end
-            import pyworld
+        import pyworld
     except ImportError as error:
         raise ImportError(
-            f'pyworld does not import ({error}): pip install "kws_jax[synth]" ("setuptools<81", '
-            'since pyworld 0.3.5 needs pkg_resources), or make the corpus with vocoder=False'
+            f'pyworld does not import ({error}): pip install "kws_jax[synth]" (pyworld-prebuilt), '
+            'or make the corpus with vocoder=False'
         ) from error
     return pyworld
 

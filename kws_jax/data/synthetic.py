@@ -217,7 +217,7 @@ def _has_vocoder(out):
     except ImportError as error:
         _log.warning(
             'made without formant shifts, because pyworld does not import (%s); to have them: '
-            'apt install g++ python3-dev, delete .venv/.installed and %s, and run again',
+            'pip install pyworld-prebuilt, delete %s, and run again',
             error.__cause__,
             out,
         )
@@ -406,7 +406,7 @@ def _describe(root, parameters, speakers, english):
         'scipy',
         'espeakng-loader',
         *['hibari-tts'] * parameters['neural_voice'],
-        *['pyworld'] * parameters['vocoder'],
+        *importlib.metadata.packages_distributions().get('pyworld', [])[: parameters['vocoder']],
     ]
     return {
         'parameters': parameters,

@@ -219,6 +219,47 @@ def test_mixup_of_alpha_zero_is_the_identity(speech):
     assert x is speech and y is labels
 
 
+def test_equalizer_gives_a_tone_at_an_octave_the_gain_of_its_point():
+    hertz, max_db, clips = 1000, 12.0, 200  # the sixth of nine points from 31.25 Hz to 8 kHz
+    tone = jnp.tile(0.1 * jnp.sin(2 * jnp.pi * hertz * jnp.arange(RATE) / RATE)[None], (clips, 1))
+    heard = augment.equalize(KEY, tone, max_db=max_db)
+    drawn = jax.random.uniform(KEY, (clips, 9), minval=-max_db, maxval=max_db)[:, 5]
+    got = 20 * jnp.log10(jnp.std(heard, axis=1) / jnp.std(tone, axis=1))
+    np.testing.assert_allclose(got, drawn, atol=1e-2)
+    assert got.min() < -10 and got.max() > 10
+
+
+def test_equalizer_is_linear_keeps_time_and_is_off_at_zero_decibels(speech):
+    equalize = functools.partial(augment.equalize, KEY)
+    np.testing.assert_allclose(equalize(speech, max_db=0.0), speech, atol=1e-6)
+    once, twice = equalize(speech, max_db=6.0), equalize(2 * speech, max_db=6.0)
+    np.testing.assert_allclose(twice, 2 * once, atol=1e-5)
+    # zero phase: a click stays where it is
+    click = jnp.zeros((4, 1000)).at[:, 300].set(1.0)
+    np.testing.assert_array_equal(jnp.argmax(equalize(click, max_db=6.0), axis=1), 300)
+
+
+def test_splice_joins_two_clips_of_the_batch_in_the_rows_of_other_words_alone():
+    # every row is a constant of its own, so a sample tells which clip it came from
+    x = jnp.tile(jnp.arange(1.0, 9.0)[:, None], (1, 4000))
+    unknown = jnp.arange(8) % 2 == 0
+    spliced = augment.splice(KEY, x, unknown, probability=1.0)
+    np.testing.assert_array_equal(spliced[~unknown], x[~unknown])
+    ends = np.asarray(spliced[unknown][:, [0, -1]])
+    assert set(ends.ravel()) <= set(range(1, 9)) and (ends[:, 0] != ends[:, 1]).any()
+    joins = np.argmax(np.asarray(spliced[unknown]) != ends[:, :1], axis=1)
+    joins = joins[ends[:, 0] != ends[:, 1]]
+    assert (joins >= 1500 - 40).all() and (joins <= 2500).all()
+    np.testing.assert_array_equal(augment.splice(KEY, x, unknown, probability=0.0), x)
+
+
+def test_a_splice_is_made_in_its_share_of_the_rows():
+    x = jnp.tile(jnp.arange(2000.0)[:, None], (1, 16))
+    spliced = augment.splice(KEY, x, jnp.ones(2000, bool), probability=0.3)
+    share = float(jnp.mean(jnp.any(spliced != x, axis=1)))
+    assert share == pytest.approx(0.3, abs=5 * np.sqrt(0.3 * 0.7 / 2000))
+
+
 def test_paper_recipe_is_shift_then_noise_and_silence_is_zeros_with_noise(noise):
     audio = jnp.full((300, 500), 16384, jnp.int16)
     is_silence = jnp.arange(300) < 150

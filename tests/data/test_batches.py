@@ -71,6 +71,7 @@ def test_batches_have_the_promised_shapes_and_types(dataset):
         'audio': ((3, 4, 16000), 'int16'),
         'label': ((3, 4), 'int32'),
         'is_silence': ((3, 4), 'bool'),
+        'is_unknown': ((3, 4), 'bool'),
         'validation_audio': ((3, 4, 16000), 'int16'),
         'validation_label': ((3, 4), 'int32'),
     }
@@ -81,6 +82,7 @@ def test_labels_belong_to_their_audio(dataset):
     rows, labels = rows_of(batches), batches['label']
     silence, unknown = dataset.labels.silence, dataset.labels.unknown
     np.testing.assert_array_equal(batches['is_silence'], rows == -1)
+    np.testing.assert_array_equal(batches['is_unknown'], rows >= 24)
     expected = np.where(rows < 24, rows % 2, unknown)
     np.testing.assert_array_equal(labels, np.where(rows == -1, silence, expected))
     assert (rows == -1).any() and (rows >= 30).any()

@@ -50,10 +50,12 @@ def test_without_arguments_it_makes_the_corpus_and_trains_on_it(calls):
 @pytest.mark.parametrize('source', [['--data_dir=a b'], ['--data_dir', 'a'], ['--dataset=tfds']])
 def test_other_data_replace_the_corpus(calls, source):
     (pipeline,) = calls(*source)
-    assert '='.join(source) in ' '.join(pipeline)
+    name, value = '='.join(source).split('=')
+    folder = f'{pathlib.Path.cwd()}/' if name == '--data_dir' else ''
+    assert f'{name}={folder}{value}' in ' '.join(pipeline)
 
 
-def test_every_data_set_has_its_run_directory_and_keeps_it(calls):
+def test_every_data_set_and_configuration_has_its_run_directory(calls):
     variants = [
         [],
         ['--data_dir=a'],
@@ -62,21 +64,33 @@ def test_every_data_set_has_its_run_directory_and_keeps_it(calls):
         ['--config.data.labels=35'],
         ['--dataset=tfds'],
         ['--data_dir=a', '--config=configs/other.py'],
+        ['--data_dir=a', '--config.trained_bits.epochs=9'],
     ]
     folders = [workdir(calls(*variant)[-1]) for variant in variants]
     assert len(set(folders)) == len(variants)
     assert workdir(calls('--data_dir', 'a')[-1]) == folders[1]
     assert workdir(calls('--config.data.labels', '35', '--data_dir', 'a')[-1]) == folders[3]
-    # what does not change the data continues there, and finished phases are kept
-    assert workdir(calls('--data_dir=a', '--config.trained_bits.epochs=9')[-1]) == folders[1]
+    assert workdir(calls('--data_dir=a', '--traceback')[-1]) == folders[1]
 
 
 def test_a_run_directory_and_a_config_of_the_users_own_are_kept(calls):
-    (pipeline,) = calls('--data_dir=a', '--workdir', 'w', '--config=c.py', '--config.seed=3')
+    (pipeline,) = calls('--data_dir=/a', '--workdir', '/w', '--config=c.py', '--config.seed=3')
     assert pipeline == [
         'launch/pipeline.py',
-        '--data_dir=a',
-        '--workdir=w',
+        '--data_dir=/a',
+        '--workdir=/w',
         '--config=c.py',
         '--config.seed=3',
     ]
+
+
+def test_folders_and_configs_are_those_of_where_the_caller_stands(calls, tmp_path, monkeypatch):
+    here = tmp_path / 'here'
+    here.mkdir()
+    (here / 'own.py').write_text('')
+    monkeypatch.chdir(here)
+    (pipeline,) = calls('--data_dir=recs', '--test_dir', 'test', '--config=own.py:mini')
+    assert f'--data_dir={here}/recs' in pipeline and f'--test_dir={here}/test' in pipeline
+    assert f'--config={here}/own.py:mini' in pipeline
+    (pipeline,) = calls('--data_dir=recs', '--config=configs/sinc60.py')
+    assert '--config=configs/sinc60.py' in pipeline
