@@ -23,6 +23,7 @@ import os
 import pathlib
 import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,9 +153,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ml_collections.Co
     """
     name, _, variant = source.partition(':')
     path = _find(name)
-    spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_file(path)
     if not hasattr(module, 'get_config'):
         raise ConfigError(f"{path} has no function get_config(variant='')")
     try:
@@ -168,6 +167,15 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ml_collections.Co
             raise ConfigError(f'config {source}: {key} must be set: --{key}=VALUE')
     config.lock()
     return config
+
+
+def import_file(path) -> types.ModuleType:
+    """Runs a Python file, such as a config, and returns it as a module."""
+    path = pathlib.Path(path)
+    spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def keys(config: ml_collections.ConfigDict, prefix: str = 'config') -> list[str]:

@@ -27,6 +27,9 @@ _JSON = flags.DEFINE_string('json', None, 'File to write the result to.')
 _CACHE_DIR = flags.DEFINE_string(
     'cache_dir', None, 'Decoded audio and compiled code; default ~/.cache/kws_jax.'
 )
+_IMPORT = flags.DEFINE_multi_string(
+    'import', [], 'Python file that adds a quantizer of your own to quantizers.FORMS.'
+)
 _SILENCE = flags.DEFINE_enum(
     'silence', 'noise', ['noise', 'zeros'], 'Silence as it was recorded, or all zeros.'
 )
@@ -36,13 +39,15 @@ def main(argv):
     """Prints the evaluation; writes it where --json says."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags begin with --')
-    from kws_jax import evaluate, zoo
+    from kws_jax import config, evaluate, zoo
     from kws_jax.training.devices import use_compilation_cache
 
     home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
     cache = pathlib.Path(_CACHE_DIR.value or os.path.join(home, 'kws_jax'))
     use_compilation_cache(cache / 'compiled')
     try:
+        for path in _IMPORT.value:
+            config.import_file(path)
         result = evaluate.evaluate_folder(
             zoo.load(_MODEL.value),
             _TEST_DIR.value,

@@ -182,7 +182,7 @@ def get_form(name: str) -> Form:
     if name not in FORMS:
         raise ValueError(
             f'there is no quantizer {name!r}, only {", ".join(FORMS)}; one of your own is added to '
-            'quantizers.FORMS before it is used'
+            'quantizers.FORMS by a file that is imported (evaluate.py: --import=FILE)'
         )
     return FORMS[name]
 
