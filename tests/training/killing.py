@@ -47,8 +47,9 @@ def wait_until_written(process, workdir, *, timeout=120.0) -> bool:
 
 
 def _size(workdir) -> int:
-    files = pathlib.Path(workdir).rglob('metrics.jsonl')
-    return sum(path.stat().st_size for path in files if path.exists())
+    # os.walk passes over folders that vanish meanwhile, as those of unfinished checkpoints do
+    found = (os.path.join(folder, 'metrics.jsonl') for folder, _, _ in os.walk(workdir))
+    return sum(os.path.getsize(path) for path in found if os.path.exists(path))
 
 
 def kill_until_done(command, *, workdir, kills, rng, longest, cache=None, **environment):

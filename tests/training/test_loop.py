@@ -97,11 +97,21 @@ class Interrupting:
         return toy_run.source(step, n)
 
 
+@pytest.fixture
+def handled():
+    """SIGINT as a shell in the foreground has it: programs in the background begin ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize('step', [0, 13, 30, 56])
 @pytest.mark.parametrize(
     'number, error', [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_a_signal_anywhere_saves_and_continues(tmp_path, reference, number, error, step):
+def test_a_signal_anywhere_saves_and_continues(
+    tmp_path, reference, number, error, step, handled
+):
     step = next(s for s in boundaries() if s >= step)
     before = signal.getsignal(number)
     with pytest.raises(error) as raised:
