@@ -1,4 +1,4 @@
-"""Takes one float training step and one search step on one device and on all; prints, as JSON, how
+"""Takes one float, one quantized and one search step on one device and on all; prints, as JSON, how
 many devices there are and the largest difference of each step's results."""
 
 import functools
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from kws_jax import costs, frontends
+from kws_jax import costs, frontends, quantizers
 from kws_jax.search import prices
 from kws_jax.search.step import arch_adam, init_search_state, make_search_chunk, supernet_sgd
+from kws_jax.training import runs
 from kws_jax.training.devices import Placement
-from kws_jax.training.state import sgd
-from kws_jax.training.steps import Recipe, init_train_state, make_train_chunk
+from kws_jax.training.state import adam_cosine, sgd
+from kws_jax.training.steps import Quantization, Recipe, init_train_state, make_train_chunk
 
 RECIPE = Recipe(augment=small.AUGMENT)
 
@@ -30,6 +31,36 @@ def float_step():
         noise=jnp.asarray(small.noise()),
     )
     return init_train_state(model.params, model.averages, optimizer, recipe=RECIPE), chunk
+
+
+def quantized_step():
+    """State and chunk of a training whose bit-widths are learned."""
+    model, form = small.model(('e2k3', 'identity')), quantizers.FORMS['step_range']
+    sites, optimizer = runs._sites(model), sgd(lr=0.1, steps=10, weight_decay=1e-4)
+    start = quantizers.uniform_bits(*sites.values(), weight=8, activation=8)
+    quantization = Quantization(
+        form=form,
+        bits=quantizers.uniform_bits(*sites.values(), weight=None, activation=None),
+        optimizer=adam_cosine(lr=0.01, steps=10),
+        **sites,
+    )
+    chunk = make_train_chunk(
+        front_end=model.make_front_end(),
+        architecture=model.architecture,
+        optimizer=optimizer,
+        recipe=RECIPE,
+        noise=jnp.asarray(small.noise()),
+        quantization=quantization,
+    )
+    state = init_train_state(
+        model.params,
+        model.averages,
+        optimizer,
+        recipe=RECIPE,
+        quant=runs.start_quantizers(model, data=small.data(), form=form, bits=start),
+        quant_optimizer=quantization.optimizer,
+    )
+    return state, chunk
 
 
 def search_step():
@@ -79,5 +110,6 @@ def difference(state, chunk):
 
 
 if __name__ == '__main__':
-    found = {'float': difference(*float_step()), 'search': difference(*search_step())}
+    steps = {'float': float_step, 'quantized': quantized_step, 'search': search_step}
+    found = {name: difference(*step()) for name, step in steps.items()}
     print(json.dumps(found | {'devices': jax.local_device_count()}))
