@@ -10,11 +10,11 @@ With recordings of few other words, synthetic speech of many makes `unknown` wid
       --config.data.unknown_percent=20
 
 Variants (`--config=configs/sinc60.py:VARIANT`):
-  (none)      two hours on 2 cores with about 17,000 training clips
+  (none)      about an hour on 2 cores with about 17,000 training clips
   quickstart  minutes, for the synthetic corpus; the default of launch/quickstart.sh
-  mini        a minute; shows that everything runs, learns nothing of worth
+  mini        shows that everything runs, learns nothing of worth
   paper       40 + 120 epochs of search and 120 of training, as published (Peter et al. 2021);
-              never run to its end on 2 cores: about 12 hours there
+              never run
 """
 
 import copy
