@@ -20,16 +20,22 @@ from kws_jax.training.steps import Quantization, Recipe, init_train_state, make_
 RECIPE = Recipe(augment=small.AUGMENT)
 
 
-def float_step():
-    """State and chunk of a float training."""
-    model, optimizer = small.model(('e2k3', 'identity')), sgd(lr=0.1, steps=10, weight_decay=1e-4)
-    chunk = make_train_chunk(
+def train_chunk(model, optimizer, **options):
+    """The chunk of a training of `model`."""
+    return make_train_chunk(
         front_end=model.make_front_end(),
         architecture=model.architecture,
         optimizer=optimizer,
         recipe=RECIPE,
         noise=jnp.asarray(small.noise()),
+        **options,
     )
+
+
+def float_step():
+    """State and chunk of a float training."""
+    model, optimizer = small.model(('e2k3', 'identity')), sgd(lr=0.1, steps=10, weight_decay=1e-4)
+    chunk = train_chunk(model, optimizer)
     return init_train_state(model.params, model.averages, optimizer, recipe=RECIPE), chunk
 
 
@@ -44,14 +50,7 @@ def quantized_step():
         optimizer=adam_cosine(lr=0.01, steps=10),
         **sites,
     )
-    chunk = make_train_chunk(
-        front_end=model.make_front_end(),
-        architecture=model.architecture,
-        optimizer=optimizer,
-        recipe=RECIPE,
-        noise=jnp.asarray(small.noise()),
-        quantization=quantization,
-    )
+    chunk = train_chunk(model, optimizer, quantization=quantization)
     state = init_train_state(
         model.params,
         model.averages,
