@@ -57,6 +57,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'high_db': 6.0,
         'equalize_db': 6.0,
         'splice_probability': 0.0,
+        'room_tone_share': 0.5,
     }
     plain = {'label_smoothing': 0.1, 'augment': augment}
     config.search = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kws_jax import costs, frontends, network, quantizers
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.space import Architecture
 
 FORMAT = 1

@@ -12,7 +12,7 @@ import small
 
 from kws_jax import costs, frontends, network, quantizers
 from kws_jax import model as model_lib
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.model import Model, quantized_taps
 
 

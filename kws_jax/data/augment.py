@@ -3,37 +3,18 @@
 Every random quantity is drawn per example. A function consumes the key that it is given.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def _check_probability(argument: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f'{argument} must be in 0..1, got {value}')
-
-
-def _check_not_negative(argument: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f'{argument} must be finite and at least 0, got {value}; 0 turns it off')
-
-
-def int16_to_float(x: jax.Array) -> jax.Array:
-    """Scales 16-bit samples of any shape to float32 in [-1, 1); floating point passes as float32.
-
-    Raises:
-      TypeError: `x` is neither int16 nor floating point.
-
-    >>> int16_to_float(jnp.array([-32768, 0, 16384], jnp.int16))
-    Array([-1. ,  0. ,  0.5], dtype=float32)
-    """
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x.astype(jnp.float32)
-    if x.dtype != jnp.int16:
-        raise TypeError(f'x must be int16 or floating point, got {x.dtype}; convert it before')
-    return x.astype(jnp.float32) / 32768.0
+from kws_jax.data.backgrounds import (
+    add_noise,
+    check_not_negative,
+    check_probability,
+    int16_to_float,
+    make_silence,
+    room_tone,
+)
 
 
 def shift(x: jax.Array, offset: jax.Array, *, max_shift: int) -> jax.Array:
@@ -48,7 +29,7 @@ def shift(x: jax.Array, offset: jax.Array, *, max_shift: int) -> jax.Array:
     Array([[0., 1., 2.],
            [3., 0., 0.]], dtype=float32)
     """
-    _check_not_negative('max_shift', max_shift)
+    check_not_negative('max_shift', max_shift)
     padded = jnp.pad(x, ((0, 0), (max_shift, max_shift)))
     # One slice per row: XLA turns it into a gather of contiguous rows, twice as fast as
     # element by element.
@@ -71,96 +52,11 @@ def time_shift(key: jax.Array, x: jax.Array, *, max_shift: int = 1600) -> jax.Ar
     >>> time_shift(jax.random.key(0), jnp.ones((1, 4)), max_shift=0)
     Array([[1., 1., 1., 1.]], dtype=float32)
     """
-    _check_not_negative('max_shift', max_shift)
+    check_not_negative('max_shift', max_shift)
     if max_shift == 0:
         return x
     offset = jax.random.randint(key, (x.shape[0],), -max_shift, max_shift)
     return shift(x, offset, max_shift=max_shift)
-
-
-def cut_noise(key: jax.Array, noise: jax.Array, *, batch: int, samples: int) -> jax.Array:
-    """Cuts pieces of background noise at uniformly random places.
-
-    Args:
-      key: random key.
-      noise: int16 or float `[length]`, recordings one after the other; a cut may span two of them.
-      batch: number of cuts.
-      samples: length of a cut.
-
-    Returns:
-      float32 `[batch, samples]` in [-1, 1).
-
-    Raises:
-      ValueError: the noise is not one row of at least `samples`.
-    """
-    if noise.ndim != 1 or noise.shape[0] < samples:
-        raise ValueError(
-            f'noise must be one row of at least {samples} samples, got shape {list(noise.shape)}; '
-            'concatenate the recordings, or repeat a short one'
-        )
-    start = jax.random.randint(key, (batch,), 0, noise.shape[0] - samples + 1)
-    return int16_to_float(
-        jax.vmap(lambda first: jax.lax.dynamic_slice(noise, (first,), (samples,)))(start)
-    )
-
-
-def add_noise(
-    key: jax.Array,
-    x: jax.Array,
-    noise: jax.Array,
-    *,
-    probability: float = 0.8,
-    max_volume: float = 0.1,
-) -> jax.Array:
-    """Mixes background noise into some: `x * (1 - v) + noise * v`, v uniform in [0, max_volume).
-
-    The mixture of the Speech Commands recipe as Peter et al. 2020 release it.
-
-    Args:
-      key: random key.
-      x: float32 `[batch, samples]`.
-      noise: int16 or float `[length]`, see `cut_noise`.
-      probability: share of the examples that get any noise.
-      max_volume: largest share of noise in an example, at most 1.
-
-    Raises:
-      ValueError: an argument is out of range.
-    """
-    _check_probability('probability', probability)
-    _check_probability('max_volume', max_volume)
-    cut_key, volume_key, choice_key = jax.random.split(key, 3)
-    batch, samples = x.shape
-    volume = jax.random.uniform(volume_key, (batch, 1), maxval=max_volume)
-    volume = jnp.where(jax.random.bernoulli(choice_key, probability, (batch, 1)), volume, 0.0)
-    return x * (1.0 - volume) + cut_noise(cut_key, noise, batch=batch, samples=samples) * volume
-
-
-def make_silence(
-    key: jax.Array,
-    x: jax.Array,
-    is_silence: jax.Array,
-    noise: jax.Array,
-    *,
-    max_volume: float = 1.0,
-) -> jax.Array:
-    """Replaces rows labelled silence by background noise, volume uniform in [0, max_volume).
-
-    Args:
-      key: random key.
-      x: float32 `[batch, samples]`.
-      is_silence: bool `[batch]`.
-      noise: int16 or float `[length]`, see `cut_noise`.
-      max_volume: 0 makes digital silence.
-
-    Raises:
-      ValueError: an argument is out of range.
-    """
-    _check_not_negative('max_volume', max_volume)
-    cut_key, volume_key = jax.random.split(key)
-    batch, samples = x.shape
-    volume = jax.random.uniform(volume_key, (batch, 1), maxval=max_volume)
-    silence = cut_noise(cut_key, noise, batch=batch, samples=samples) * volume
-    return jnp.where(is_silence[:, None], silence, x)
 
 
 def gain(key: jax.Array, x: jax.Array, *, low_db: float, high_db: float) -> jax.Array:
@@ -276,8 +172,8 @@ def spec_augment(
     ):
         if not 0 <= value <= size:
             raise ValueError(f'{argument} must be in 0..{size}, got {value}')
-    _check_not_negative('time_masks', time_masks)
-    _check_not_negative('frequency_masks', frequency_masks)
+    check_not_negative('time_masks', time_masks)
+    check_not_negative('frequency_masks', frequency_masks)
     time_key, frequency_key = jax.random.split(key)
     in_time = _bands(time_key, batch=batch, size=frames, count=time_masks, width=time_width)
     in_frequency = _bands(
@@ -304,7 +200,7 @@ def mixup(
     Raises:
       ValueError: `alpha` is negative.
     """
-    _check_not_negative('alpha', alpha)
+    check_not_negative('alpha', alpha)
     if alpha == 0:
         return x, labels
     share_key, other_key = jax.random.split(key)
@@ -332,7 +228,7 @@ def equalize(key: jax.Array, x: jax.Array, *, max_db: float) -> jax.Array:
     Raises:
       ValueError: an argument is out of range.
     """
-    _check_not_negative('max_db', max_db)
+    check_not_negative('max_db', max_db)
     batch, samples = x.shape
     points = jax.random.uniform(key, (batch, 9), minval=-max_db, maxval=max_db)
     bins = samples // 2 + 1
@@ -362,7 +258,7 @@ def splice(
     Raises:
       ValueError: an argument is out of range.
     """
-    _check_probability('probability', probability)
+    check_probability('probability', probability)
     pick_key, first_key, second_key, cut_key = jax.random.split(key, 4)
     batch, samples = x.shape
     first = x[jax.random.permutation(first_key, batch)]
@@ -390,6 +286,7 @@ def augment(
     equalize_db: float = 0.0,
     is_unknown: jax.Array | None = None,
     splice_probability: float = 0.0,
+    room_tone_share: float = 0.0,
 ) -> jax.Array:
     """Stored samples to training waveforms: splice, speed, shift, gain, noise, silence, equalizer.
 
@@ -412,6 +309,7 @@ def augment(
       equalize_db: see `equalize`; 0 turns it off.
       is_unknown: bool `[batch]`, rows of other words, for `splice_probability` above 0.
       splice_probability: see `splice`.
+      room_tone_share: share of the rows of silence that get the `room_tone` of another clip.
 
     Returns:
       float32 `[batch, samples]` in [-1, 1].
@@ -420,7 +318,7 @@ def augment(
       ValueError: an argument is out of range.
     """
     speed_key, shift_key, gain_key, noise_key, silence_key = jax.random.split(key, 5)
-    x = jnp.where(is_silence[:, None], 0.0, int16_to_float(audio))
+    stored = x = jnp.where(is_silence[:, None], 0.0, int16_to_float(audio))
     if splice_probability > 0:
         x = splice(jax.random.fold_in(key, 5), x, is_unknown, probability=splice_probability)
     x = resample_speed(speed_key, x, max_change=max_speed_change)
@@ -431,6 +329,11 @@ def augment(
         x = add_noise(noise_key, x, noise, probability=noise_probability, max_volume=noise_volume)
     if silence_volume is not None:
         x = make_silence(silence_key, x, is_silence, noise, max_volume=silence_volume)
+    check_probability('room_tone_share', room_tone_share)
+    if room_tone_share > 0:
+        tone_key, choice_key = jax.random.split(jax.random.fold_in(key, 7))
+        chosen = is_silence & jax.random.bernoulli(choice_key, room_tone_share, is_silence.shape)
+        x = jnp.where(chosen[:, None], room_tone(tone_key, stored), x)
     if equalize_db > 0:
         x = equalize(jax.random.fold_in(key, 6), x, max_db=equalize_db)
     return jnp.clip(x, -1.0, 1.0)

@@ -78,7 +78,7 @@ def check_waveform(waveform: jax.Array, least: int) -> None:
         raise ValueError(
             'waveform must be floating point [batch, samples], got '
             f'{waveform.dtype}{list(waveform.shape)}; '
-            'int16 audio goes through kws_jax.data.augment.int16_to_float first'
+            'int16 audio goes through kws_jax.data.backgrounds.int16_to_float first'
         )
     if waveform.shape[1] < least:
         raise ValueError(

@@ -8,7 +8,7 @@ import optax
 
 from kws_jax import supernet
 from kws_jax.costs import CostTable
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.frontends import FrontEnd
 from kws_jax.search import arch as arch_lib
 from kws_jax.search.prices import Price

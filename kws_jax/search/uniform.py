@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kws_jax import supernet
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.search import arch as arch_lib
 from kws_jax.search.problem import Problem, SearchResult
 from kws_jax.search.supernet_training import describe, train_supernet

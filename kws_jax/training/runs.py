@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kws_jax import costs, network, quantizers
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.batches import steps_per_epoch, training_source
 from kws_jax.model import Model, quantized_taps, tap_columns
 from kws_jax.quantizers.forms import is_signed

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kws_jax.data import augment
+from kws_jax.data import augment, backgrounds
 
 KEY = jax.random.key(7)
 RATE = 16000
@@ -22,17 +22,6 @@ def speech():
 def noise():
     """A ramp: the value of a sample tells where it was cut."""
     return jnp.arange(5000, dtype=jnp.int16)
-
-
-def test_int16_full_scale_becomes_minus_one_to_just_below_one():
-    x = augment.int16_to_float(jnp.array([-32768, -1, 0, 32767], jnp.int16))
-    np.testing.assert_array_equal(x, np.array([-1, -(2.0**-15), 0, 1 - 2.0**-15], np.float32))
-
-
-def test_float_audio_passes_and_other_integers_are_refused():
-    np.testing.assert_array_equal(augment.int16_to_float(jnp.array([0.25])), [0.25])
-    with pytest.raises(TypeError, match='x must be int16 or floating point, got int32'):
-        augment.int16_to_float(jnp.array([1], jnp.int32))
 
 
 def test_shift_moves_each_row_by_its_offset_and_fills_zeros():
@@ -57,61 +46,6 @@ def test_time_shift_keeps_type_and_shape_and_is_off_at_zero(dtype):
     x = jnp.ones((2, 30), dtype)
     assert augment.time_shift(KEY, x, max_shift=3).dtype == dtype
     np.testing.assert_array_equal(augment.time_shift(KEY, x, max_shift=0), x)
-
-
-def test_cuts_of_noise_are_contiguous_and_reach_both_ends(noise):
-    cuts = np.asarray(augment.cut_noise(KEY, noise[:12], batch=500, samples=10)) * 32768
-    np.testing.assert_allclose(np.diff(cuts, axis=1), 1.0)
-    assert set(np.rint(cuts[:, 0])) == {0.0, 1.0, 2.0}
-
-
-@pytest.mark.parametrize('shape', [(9,), (2, 20)])
-def test_too_little_noise_raises_with_the_way_out(shape):
-    with pytest.raises(ValueError, match='one row of at least 10 samples, got shape'):
-        augment.cut_noise(KEY, jnp.zeros(shape), batch=2, samples=10)
-
-
-def test_noise_of_volume_zero_is_the_identity(speech, noise):
-    np.testing.assert_array_equal(
-        augment.add_noise(KEY, speech, noise, probability=1.0, max_volume=0.0), speech
-    )
-
-
-def test_noise_replaces_its_share_of_the_sound():
-    # Sound 1 and noise -1: 1 * (1 - v) - v, so v = (1 - y) / 2, the same at every sample.
-    x, hum = jnp.ones((2000, 4)), -jnp.ones(100)
-    mixed = augment.add_noise(KEY, x, hum, probability=1.0, max_volume=0.1)
-    volume = (1 - np.asarray(mixed)) / 2
-    np.testing.assert_allclose(volume, volume[:, :1] * np.ones((1, 4)), atol=1e-6)
-    assert volume.min() > 0 - 1e-6 and volume.max() < 0.1
-    # Uniform on [0, 0.1): mean 0.05, standard error 0.0289 / sqrt(2000) = 0.00065.
-    assert volume[:, 0].mean() == pytest.approx(0.05, abs=4 * 0.00065)
-
-
-@pytest.mark.parametrize('probability', [0.0, 0.8, 1.0])
-def test_noise_reaches_the_stated_share_of_the_examples(probability):
-    x, hum = jnp.ones((4000, 2)), -jnp.ones(100)
-    mixed = augment.add_noise(KEY, x, hum, probability=probability, max_volume=0.1)
-    share = float(jnp.mean(mixed[:, 0] != 1))
-    deviation = np.sqrt(probability * (1 - probability) / 4000)
-    assert share == pytest.approx(probability, abs=4 * deviation + 1e-3)
-
-
-def test_silence_replaces_only_its_rows_and_is_scaled_noise(speech, noise):
-    is_silence = jnp.arange(64) % 4 == 0
-    x = np.asarray(augment.make_silence(KEY, speech, is_silence, noise, max_volume=0.5))
-    np.testing.assert_array_equal(x[~is_silence], speech[~is_silence])
-    # The noise is a ramp of step 2 ** -15, so the slope is the volume.
-    slope = np.diff(x[is_silence], axis=1) * 32768
-    volume = slope.mean(axis=1)
-    np.testing.assert_allclose(slope, volume[:, None] * np.ones((1, 999)), atol=0.01)
-    assert np.all((volume >= 0) & (volume < 0.5))
-    assert len(np.unique(volume.round(4))) == 16
-
-
-def test_silence_of_volume_zero_is_digital_silence(speech, noise):
-    x = augment.make_silence(KEY, speech, jnp.ones(64, bool), noise, max_volume=0.0)
-    np.testing.assert_array_equal(x, jnp.zeros_like(speech))
 
 
 def test_gain_is_uniform_in_decibels_within_its_bounds():
@@ -308,15 +242,15 @@ def test_augment_is_a_pure_function_of_the_key_inside_jit(noise, options):
     [
         (lambda x, n: augment.time_shift(KEY, x, max_shift=-1), 'max_shift must be .* got -1'),
         (
-            lambda x, n: augment.add_noise(KEY, x, n, probability=1.5),
+            lambda x, n: backgrounds.add_noise(KEY, x, n, probability=1.5),
             'probability must be in 0..1, got 1.5',
         ),
         (
-            lambda x, n: augment.add_noise(KEY, x, n, max_volume=-0.1),
+            lambda x, n: backgrounds.add_noise(KEY, x, n, max_volume=-0.1),
             'max_volume must be in 0..1, got -0.1',
         ),
         (
-            lambda x, n: augment.make_silence(KEY, x, jnp.ones(64, bool), n, max_volume=-1.0),
+            lambda x, n: backgrounds.make_silence(KEY, x, jnp.ones(64, bool), n, max_volume=-1.0),
             'max_volume must be .* got -1.0',
         ),
         (lambda x, n: augment.gain(KEY, x, low_db=3, high_db=1), 'low_db must be at most high_db'),
@@ -337,3 +271,16 @@ def test_augment_is_a_pure_function_of_the_key_inside_jit(noise, options):
 def test_a_value_out_of_range_is_named(speech, noise, call, message):
     with pytest.raises(ValueError, match=message):
         call(speech, noise)
+
+
+def test_room_tone_takes_its_share_of_the_rows_of_silence_and_no_other(noise):
+    audio = jnp.full((1000, 400), 10, jnp.int16)
+    is_silence = jnp.arange(1000) % 2 == 0
+    off = {'max_shift': 0, 'noise_probability': 0.0, 'silence_volume': 0.0}
+    x = np.asarray(augment.augment(KEY, audio, is_silence, noise, room_tone_share=0.4, **off))
+    np.testing.assert_array_equal(x[1::2], np.float32(10 / 32768))
+    # half of the other clips are silence themselves, which is zeros: 0.4 * 0.5 of 500 rows
+    share = np.mean(x[::2, 0] != 0)
+    assert share == pytest.approx(0.2, abs=4 * np.sqrt(0.2 * 0.8 / 500))
+    with pytest.raises(ValueError, match='room_tone_share must be in 0..1, got 2'):
+        augment.augment(KEY, audio, is_silence, noise, room_tone_share=2)

@@ -11,7 +11,7 @@ import pytest
 import small
 
 from kws_jax import costs, network, quantizers
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.model import quantized_taps
 from kws_jax.quantizers.forms import FORMS, MAX_BITS, best_range, is_signed
 from kws_jax.quantizers.rounding import largest_code

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from kws_jax import costs, network, supernet
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.layers.mbconv import mbconv
 from kws_jax.search import arch as arch_lib
 from kws_jax.search import prices

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kws_jax import network
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.dataset import Dataset
 from kws_jax.data.labels import label_set
 from kws_jax.data.pools import Pools

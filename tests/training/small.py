@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kws_jax import frontends, network
-from kws_jax.data.augment import int16_to_float
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.dataset import Dataset
 from kws_jax.data.labels import LabelSet
 from kws_jax.data.pools import Pools
