@@ -8,7 +8,7 @@ from kws_jax.layers.basic import (
     batch_norm,
     batch_norm_init,
     he_normal,
-    pointwise_conv,
+    pointwise_batch_norm,
     relu6,
     small_conv,
 )
@@ -115,9 +115,9 @@ def apply_stem(
 
 def apply_head(params, state, y, *, train, quant=no_quant):
     """Last feature map `[batch, h, w, channels]` to logits `[batch, classes]`, and new averages."""
-    y = pointwise_conv(y, quant('head', 'weight', params['head']['w']))
+    w = quant('head', 'weight', params['head']['w'])
     bn = {'scale': params['head']['scale'], 'bias': params['head']['bias']}
-    y, head_state = batch_norm(bn, state['head'], y, train=train)
+    y, head_state = pointwise_batch_norm(bn, state['head'], y, w, train=train)
     pooled = quant('head', 'activation', relu6(y)).mean(axis=(1, 2))
     w = quant('classifier', 'weight', params['classifier']['w'])
     return pooled @ w + params['classifier']['b'][None, :], {'head': head_state}

@@ -1,5 +1,7 @@
 """Batch norm, pointwise and small convolutions: arithmetic on NHWC images, nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -31,12 +33,24 @@ def batch_norm(params, state, x: jax.Array, *, train: bool) -> tuple[jax.Array, 
     """
     channels = x.shape[-1]
     if train is False:
-        mean, var, new_state = state['mean'], state['var'], state
+        statistics = None
     else:
         flat = x.reshape(-1, channels)
         mean = jnp.mean(flat, axis=0)
         var = jnp.maximum(jnp.mean(jnp.square(flat), axis=0) - jnp.square(mean), 0.0)
-        unbiased = var * (flat.shape[0] / max(flat.shape[0] - 1, 1))
+        statistics = mean, var, flat.shape[0]
+    factor, offset, new_state = _normalizer(params, state, statistics, train=train)
+    shape = (1,) * (x.ndim - 1) + (channels,)
+    return x * factor.reshape(shape) + offset.reshape(shape), new_state
+
+
+def _normalizer(params, state, statistics, *, train):
+    """Factor and offset of a batch norm, and its new state, from (mean, var, count) of a batch."""
+    if train is False:
+        mean, var, new_state = state['mean'], state['var'], state
+    else:
+        mean, var, count = statistics
+        unbiased = var * (count / max(count - 1, 1))
         moved = jax.lax.stop_gradient({'mean': mean, 'var': unbiased})
         rate = (1 - BN_MOMENTUM) * jnp.float32(train)
         new_state = jax.tree.map(lambda old, new: old + rate * (new - old), state, moved)
@@ -48,11 +62,39 @@ def batch_norm(params, state, x: jax.Array, *, train: bool) -> tuple[jax.Array, 
     factor = jax.lax.rsqrt(var + BN_EPSILON)
     if params:
         factor = factor * params['scale']
-        offset = params['bias'] - mean * factor
-    else:
-        offset = -mean * factor
-    shape = (1,) * (x.ndim - 1) + (channels,)
-    return x * factor.reshape(shape) + offset.reshape(shape), new_state
+        return factor, params['bias'] - mean * factor, new_state
+    return factor, -mean * factor, new_state
+
+
+def pointwise_batch_norm(
+    params, state, x: jax.Array, w: jax.Array, *, train: bool
+) -> tuple[jax.Array, dict]:
+    """`batch_norm(params, state, pointwise_conv(x, w))`, with fewer passes over the wide output.
+
+    Mean and variance of `x w` follow from the mean m and covariance C of `x`, as `m w` and `w' C w`
+    per column; so the norm is a factor and an offset of `w`, and neither the forward nor the
+    backward pass reads the output for statistics. Where `w` narrows, the plain form is cheaper.
+
+    Args:
+      params, state, train: as `batch_norm`, of the output's channels.
+      x: `[batch, h, w, in]`.
+      w: `[in, out]`.
+
+    Returns:
+      `[batch, h, w, out]`, and the state to use next.
+    """
+    if train is not False and w.shape[0] > w.shape[1]:
+        return batch_norm(params, state, pointwise_conv(x, w), train=train)
+    statistics = None
+    if train is not False:
+        flat = x.reshape(-1, x.shape[-1])
+        mean = jnp.mean(flat, axis=0)
+        centred = flat - mean[None, :]
+        covariance = jax.lax.dot_general(centred, centred, (((0,), (0,)), ((), ())))
+        var = jnp.maximum(jnp.sum(w * (covariance / flat.shape[0] @ w), axis=0), 0.0)
+        statistics = mean @ w, var, flat.shape[0]
+    factor, offset, new_state = _normalizer(params, state, statistics, train=train)
+    return pointwise_conv(x, w * factor[None, :]) + offset[None, None, None, :], new_state
 
 
 def batch_norm_init(channels: int, *, learned: bool = True) -> tuple[dict, dict]:
@@ -92,7 +134,7 @@ pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Array:
-    """2-D convolution of an image with few channels, padded by half a kernel, as one product.
+    """2-D convolution of an image with few channels, padded by half a kernel.
 
     Args:
       x: `[batch, h, w, in]`.
@@ -107,10 +149,24 @@ def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Ar
     >>> print(small_conv(x, w, stride=(1, 2)).ravel())
     [210. 432.  54.]
     """
-    kh, kw, _, out = w.shape
+    return _small_conv(x, w, stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _small_conv(x, w, stride):
+    if x.shape[-1] > 1:
+        return _product_of_patches(x, w, stride)
+    # one fused loop on the CPU, six times as fast forwards as a product of patches
+    taps = w.reshape(-1, 1, 1, 1, w.shape[-1])
+    return sum(patch * tap for patch, tap in zip(_patches(x, w, stride), taps, strict=True))
+
+
+def _patches(x, w, stride):
+    """What lies under each tap, `[batch, h', w', in]` each."""
+    kh, kw = w.shape[:2]
     h, width = (-(-x.shape[i + 1] // stride[i]) for i in range(2))
     padded = jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
-    patches = [
+    return [
         padded[
             :,
             i : i + (h - 1) * stride[0] + 1 : stride[0],
@@ -119,7 +175,22 @@ def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Ar
         for i in range(kh)
         for j in range(kw)
     ]
-    return pointwise_conv(jnp.concatenate(patches, axis=-1), w.reshape(-1, out))
+
+
+def _product_of_patches(x, w, stride):
+    patches = jnp.concatenate(_patches(x, w, stride), axis=-1)
+    return pointwise_conv(patches, w.reshape(-1, w.shape[-1]))
+
+
+def _small_conv_forward(x, w, stride):
+    return _small_conv(x, w, stride), (x, w)
+
+
+def _small_conv_backward(stride, saved, g):
+    return jax.vjp(lambda x, w: _product_of_patches(x, w, stride), *saved)[1](g)
+
+
+_small_conv.defvjp(_small_conv_forward, _small_conv_backward)
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], fan_out: int) -> jax.Array:

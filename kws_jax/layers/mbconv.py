@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.layers.basic import batch_norm, batch_norm_init, he_normal, pointwise_conv, relu6
+from kws_jax.layers.basic import (
+    batch_norm,
+    batch_norm_init,
+    he_normal,
+    pointwise_batch_norm,
+    relu6,
+)
 from kws_jax.layers.depthwise import depthwise_conv, depthwise_conv_dynamic
 from kws_jax.space import Candidate, Layer
 
@@ -90,15 +96,17 @@ def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
     """
     new, y = {}, x
     if 'expand' in params:
-        y = pointwise_conv(y, quant(f'{layer.name}.expand', 'weight', params['expand']['w']))
-        y, new['expand'] = batch_norm(_bn(params['expand']), state['expand'], y, train=train)
+        w = quant(f'{layer.name}.expand', 'weight', params['expand']['w'])
+        bn = _bn(params['expand'])
+        y, new['expand'] = pointwise_batch_norm(bn, state['expand'], y, w, train=train)
         y = quant(f'{layer.name}.expand', 'activation', relu6(y))
     w = quant(f'{layer.name}.depthwise', 'weight', params['depthwise']['w'])
     y = depthwise_conv(y, w, stride=layer.stride)
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
     y = quant(f'{layer.name}.depthwise', 'activation', relu6(y))
-    y = pointwise_conv(y, quant(f'{layer.name}.project', 'weight', params['project']['w']))
-    y, new['project'] = batch_norm(_bn(params['project']), state['project'], y, train=train)
+    w = quant(f'{layer.name}.project', 'weight', params['project']['w'])
+    bn = _bn(params['project'])
+    y, new['project'] = pointwise_batch_norm(bn, state['project'], y, w, train=train)
     y = y + x if layer.keeps_shape else y
     return quant(f'{layer.name}.project', 'activation', y), new
 
@@ -179,10 +187,11 @@ def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: b
       `[batch, h', w', out]` and the new (padded) state.
     """
     new = {}
-    width = params['expand']['w'].shape[1]
-    y = pointwise_conv(x, params['expand']['w'])
-    y, expand_state = batch_norm(_bn(params['expand']), state['expand'], y, train=train)
-    plain = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
+    expand, project = params['expand'], params['project']
+    y, expand_state = pointwise_batch_norm(
+        _bn(expand), state['expand'], x, expand['w'], train=train
+    )
+    plain = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, expand['w'].shape[1] - x.shape[-1])))
     y = jnp.where(expansion == 1, plain, relu6(y))
     # a candidate without an expansion has no such averages to move
     new['expand'] = jax.tree.map(
@@ -191,6 +200,7 @@ def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: b
     active = expansion * layer.in_channels
     y = depthwise_conv_dynamic(y, params['depthwise']['w'], kernel, active, stride=layer.stride)
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
-    y = pointwise_conv(relu6(y), params['project']['w'])
-    y, new['project'] = batch_norm(_bn(params['project']), state['project'], y, train=train)
+    y, new['project'] = pointwise_batch_norm(
+        _bn(project), state['project'], relu6(y), project['w'], train=train
+    )
     return (y + x if layer.keeps_shape else y), new

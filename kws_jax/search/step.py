@@ -243,7 +243,7 @@ def make_search_step(
       warmup_steps: steps before the first arch update.
       arch_every: weight steps per arch update.
     """
-    update, move, look = _parts(
+    update, move, look = make_search_parts(
         front_end=front_end,
         space=space,
         table=table,
@@ -263,8 +263,14 @@ def make_search_step(
     return step
 
 
-def _parts(*, table, price, optimizer, arch_optimizer, recipe, **network):
-    """What a search step is made of: the weight update, the arch update, and what it reports."""
+def make_search_parts(*, table, price, optimizer, arch_optimizer, recipe, **network):
+    """What a search step is made of, as three pure functions; arguments as `make_search_step`.
+
+    Returns:
+      `update(state, batch, noise) -> (state, metrics)` of the weights, `move(state, batch) ->
+      state` of the arch params, and `look(state, metrics, moves) -> (state, metrics)`, which
+      counts the step and adds what it reports.
+    """
 
     def update(state, batch, noise):
         return weight_update(state, batch, noise, optimizer=optimizer, recipe=recipe, **network)
@@ -303,7 +309,7 @@ def make_search_chunk(
 
     `batches` and `metrics` are as there, with a leading axis of steps.
     """
-    update, move, look = _parts(**options)
+    update, move, look = make_search_parts(**options)
     update, move = jax.jit(update, donate_argnums=0), jax.jit(move, donate_argnums=0)
     look = jax.jit(look, static_argnums=2, donate_argnums=0)
 

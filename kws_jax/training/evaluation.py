@@ -5,14 +5,17 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+BATCH = 50
 
-def predict_all(predict: Callable, audio: np.ndarray, *, batch: int = 250) -> np.ndarray:
+
+def predict_all(predict: Callable, audio: np.ndarray, *, batch: int = BATCH) -> np.ndarray:
     """Logits of all clips.
 
     Args:
       predict: jitted `predict(int16 [batch, samples]) -> [batch, classes]`.
       audio: int16 `[clips, samples]`.
-      batch: clips at a time; the last batch is filled up with zeros.
+      batch: clips at a time; the last batch is filled up with zeros. Small ones stay in the cache
+        of a CPU.
 
     Returns:
       float32 `[clips, classes]`.

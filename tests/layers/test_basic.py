@@ -10,6 +10,7 @@ from kws_jax.layers.basic import (
     batch_norm,
     batch_norm_init,
     he_normal,
+    pointwise_batch_norm,
     pointwise_conv,
     relu6,
     small_conv,
@@ -132,6 +133,36 @@ def test_pointwise_conv_and_its_gradients_are_those_of_einsum():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('train', [True, False, 'traced'])
+@pytest.mark.parametrize('channels', [5, 9], ids=['widens', 'narrows'])
+def test_pointwise_batch_norm_is_the_norm_of_the_convolution(layer, channels, train):
+    params, state = layer
+    x, w = 1.5 + normal(0, 4, 3, 2, channels), normal(1, channels, 5)
+    if channels == 5:
+        params = {name: jnp.tile(v, 2) for name, v in params.items()}
+        state = {name: jnp.tile(v, 2) for name, v in state.items()}
+        w = normal(1, channels, 10)
+    g = normal(5, 4, 3, 2, w.shape[1])
+
+    def plain(params, x, w, train):
+        return batch_norm(params, state, pointwise_conv(x, w), train=train)
+
+    def joined(params, x, w, train):
+        return pointwise_batch_norm(params, state, x, w, train=train)
+
+    results = []
+    for form in (plain, joined):
+        if train == 'traced':
+            call = lambda *inputs, form=form: jax.jit(form)(*inputs, True)  # noqa: E731
+        else:
+            call = lambda *inputs, form=form: form(*inputs, train)  # noqa: E731
+        y, pull, new = jax.vjp(call, params, x, w, has_aux=True)
+        results.append((y, new, pull(g)))
+    for got, wanted in zip(*map(jax.tree.leaves, results[::-1]), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('channels', [1, 2])
 @pytest.mark.parametrize(
     ('kernel', 'stride', 'extent'),
     [
@@ -141,18 +172,24 @@ def test_pointwise_conv_and_its_gradients_are_those_of_einsum():
         ((1, 3), (1, 1), (2, 5)),
     ],
 )
-def test_small_conv_is_the_convolution_padded_by_half_a_kernel(kernel, stride, extent):
-    x, w = normal(0, 2, *extent, 2), normal(1, *kernel, 2, 3)
-    wanted = jax.lax.conv_general_dilated(
-        x,
-        w,
-        stride,
-        [(k // 2, k // 2) for k in kernel],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    got = jax.jit(small_conv, static_argnames='stride')(x, w, stride=stride)
-    assert got.shape == (2, -(-extent[0] // stride[0]), -(-extent[1] // stride[1]), 3)
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+def test_small_conv_is_the_convolution_padded_by_half_a_kernel(kernel, stride, extent, channels):
+    x, w = normal(0, 2, *extent, channels), normal(1, *kernel, channels, 3)
+
+    def wanted(x, w):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            stride,
+            [(k // 2, k // 2) for k in kernel],
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+
+    y, pull = jax.vjp(jax.jit(lambda x, w: small_conv(x, w, stride=stride)), x, w)
+    assert y.shape == (2, -(-extent[0] // stride[0]), -(-extent[1] // stride[1]), 3)
+    plain, plain_pull = jax.vjp(wanted, x, w)
+    g = normal(2, *y.shape)
+    for a, b in zip((y, *pull(g)), (plain, *plain_pull(g)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_he_normal_has_variance_two_over_fan_out():

@@ -1,0 +1,492 @@
+"""The rows of the benchmark: each measures one thing that a search or a training does all day.
+
+A row is a dict fit for JSON: `name`, `ours` and `peer` (medians in `unit`), `ratio` (median over
+rounds of ours / peer, or None), `bar` (what must be reached: of `ratio` where there is a peer, of
+`ours` elsewhere), `what`, and details of its own.
+"""
+
+import functools
+import gc
+import importlib.util
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kws_jax import costs, frontends, network, quantizers
+from kws_jax.benchmark.timing import interleaved, ratio
+from kws_jax.data.backgrounds import int16_to_float
+from kws_jax.layers.depthwise import depthwise_conv
+from kws_jax.search import arch as arch_lib
+from kws_jax.search import prices
+from kws_jax.search.step import arch_adam, init_search_state, make_search_parts, supernet_sgd
+from kws_jax.space import Architecture, SearchSpace, table1_space
+from kws_jax.training import evaluation
+from kws_jax.training.evaluation import predict_all
+from kws_jax.training.state import adam_cosine, sgd
+from kws_jax.training.steps import (
+    Quantization,
+    Recipe,
+    init_train_state,
+    make_train_step,
+    step_key,
+)
+
+BATCH = 100
+CHOICES = ('e3k3', 'e3k7', 'e4k3', 'e5k7', 'e5k7', 'e5k5')  # 13.6M MACs with the front end
+LR, WEIGHT_DECAY = 0.05, 1e-4
+LAYOUTS = ('contiguous_format', 'channels_last')
+NO_PEER = 'PyTorch is not installed (pip install .[bench])'
+
+
+def has_torch() -> bool:
+    """Whether the peers can be measured."""
+    return importlib.util.find_spec('torch') is not None
+
+
+def clips(batch: int = BATCH, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy tones int16 `[batch, 16000]`, and labels int32 `[batch]` of twelve classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(12, size=batch).astype(np.int32)
+    time = np.arange(16000)[None] / 16000
+    tones = np.sin(2 * np.pi * (200.0 + 300.0 * labels[:, None]) * time)
+    return (4000 * tones + 800 * rng.normal(size=(batch, 16000))).astype(np.int16), labels
+
+
+def plain_recipe() -> Recipe:
+    """Nothing random and nothing added: what a peer can repeat."""
+    return Recipe(augment={'max_shift': 0, 'noise_probability': 0.0})
+
+
+@functools.cache
+def front_end() -> frontends.FrontEnd:
+    """Conv1D with 60 filters and log compression, which PyTorch has an operation for."""
+    return frontends.make('conv', filters=60, initial='mel')
+
+
+@functools.cache
+def space() -> SearchSpace:
+    """The search space of Peter et al. 2021, table 1."""
+    return table1_space()
+
+
+def row(name: str, what: str, *, ours, peer=None, unit='s', bar=None, **details) -> dict:
+    """One row from seconds per round; `peer` None means that there is none."""
+    entry = {'name': name, 'what': what, 'unit': unit, 'bar': bar}
+    entry['ours'] = float(np.median(ours))
+    entry['peer'] = None if peer is None else float(np.median(peer))
+    entry['ratio'] = None if peer is None else ratio(np.asarray(ours), np.asarray(peer))
+    return entry | details
+
+
+def matrix_product(rounds: int = 9) -> float:
+    """MACs per second of a float32 product of 2048 x 2048 matrices: about the machine's limit."""
+    a = jax.random.normal(jax.random.key(0), (2048, 2048))
+    run = jax.jit(jnp.dot)
+    seconds = interleaved({'product': lambda: run(a, a)}, rounds=rounds)['product']
+    return 2048**3 / float(np.median(seconds))
+
+
+# ------------------------------------------------------------------------------------ depthwise
+
+
+def depthwise_shapes() -> list[tuple]:
+    """(height, width, channels, kernel, stride) of every depthwise convolution of the space."""
+    searched, shapes = space(), set()
+    before = tuple(-(-n // s) for n, s in zip(searched.image_shape, searched.stem.stride))
+    for layer in searched.layers:
+        for choice in layer.choices:
+            if not choice.is_identity:
+                width = layer.in_channels * choice.expansion
+                shapes.add((*before, width, choice.kernel, layer.stride))
+        before = layer.image_shape
+    return sorted(shapes)
+
+
+def depthwise(rounds: int = 7, shapes: list | None = None) -> dict:
+    """Forward and both gradients at every shape, summed; the peer is grouped `conv2d`."""
+    torch = _torch()
+    ours, peers, ratios = [], [], {}
+    for height, width, channels, kernel, stride in shapes or depthwise_shapes():
+        draw = np.random.default_rng(0).standard_normal
+        x = draw((BATCH, height, width, channels)).astype(np.float32)
+        w = draw((kernel, kernel, channels)).astype(np.float32)
+        out = (BATCH, -(-height // stride), -(-width // stride), channels)
+        g = draw(out).astype(np.float32)
+
+        @jax.jit
+        def both(x, w, g, stride=stride):
+            y, pull = jax.vjp(functools.partial(depthwise_conv, stride=stride), x, w)
+            return y, *pull(g)
+
+        a, b, c = (jnp.asarray(v) for v in (x, w, g))
+        calls = {'ours': lambda both=both, a=a, b=b, c=c: both(a, b, c)}
+        if torch:
+            for layout in LAYOUTS:
+                calls[layout] = _torch_depthwise(torch, x, w, g, stride, layout)
+        seconds = interleaved(calls, rounds=rounds)
+        ours.append(seconds.pop('ours'))
+        if torch:
+            peers.append(min(seconds.values(), key=np.median))
+            ratios[f'{height}x{width}x{channels} k{kernel} s{stride}'] = ratio(ours[-1], peers[-1])
+    result = row(
+        'depthwise',
+        f'depthwise convolution, forward and both gradients, {len(ours)} shapes, batch {BATCH}',
+        ours=np.sum(ours, axis=0),
+        peer=np.sum(peers, axis=0) if torch else None,
+        bar=0.8,
+        note=None if torch else NO_PEER,
+    )
+    if torch:
+        values = np.array(list(ratios.values()))
+        result |= {
+            'ratio': float(np.exp(np.mean(np.log(values)))),  # geometric mean over shapes
+            'worst_ratio': float(values.max()),
+            'ratios': ratios,
+        }
+    return result
+
+
+def _torch_depthwise(torch, x, w, g, stride, layout):
+    layout = getattr(torch, layout)
+
+    def nchw(value):
+        return torch.from_numpy(value.transpose(0, 3, 1, 2).copy()).to(memory_format=layout)
+
+    x, g = nchw(x).requires_grad_(), nchw(g)
+    w = torch.from_numpy(w.transpose(2, 0, 1)[:, None].copy()).requires_grad_()
+
+    def run():
+        y = torch.nn.functional.conv2d(
+            x, w, stride=stride, padding=w.shape[-1] // 2, groups=w.shape[0]
+        )
+        return torch.autograd.grad(y, (x, w), g)[0].sum() * 0  # nothing for JAX to wait for
+
+    return run
+
+
+def _torch():
+    if not has_torch():
+        return None
+    import torch
+
+    return torch
+
+
+# ---------------------------------------------------------------------------- one architecture
+
+
+def architecture() -> Architecture:
+    """The network of 13.6M MACs that is trained by both."""
+    return space().architecture(CHOICES)
+
+
+def network_macs(of: Architecture, made_by: frontends.FrontEnd | None = None) -> int:
+    """MACs of one clip, the front end included."""
+    table = costs.macs_table(of.space, front_end_macs=(made_by or front_end()).macs)
+    return int(table.of(of))
+
+
+class Trained:
+    """A network that is trained for real: our jitted step, which donates its state."""
+
+    def __init__(self, of: Architecture, *, batch: int = BATCH, quantized: bool = False):
+        """Draws weights and compiles nothing yet."""
+        recipe, optimizer = plain_recipe(), sgd(lr=LR, steps=10**6, weight_decay=WEIGHT_DECAY)
+        self.params, self.averages = network.init(jax.random.key(0), front_end(), of)
+        quantization, quant = None, None
+        audio, labels = clips(batch)
+        if quantized:
+            quantization, quant = trained_bits(of, self.params, self.averages, audio)
+        step = make_train_step(
+            front_end=front_end(),
+            architecture=of,
+            optimizer=optimizer,
+            recipe=recipe,
+            quantization=quantization,
+        )
+        self.step = jax.jit(step, donate_argnums=0)
+        self.state = init_train_state(
+            *jax.tree.map(jnp.array, (self.params, self.averages)),
+            optimizer,
+            recipe=recipe,
+            quant=quant,
+            quant_optimizer=quantization.optimizer if quantized else None,
+        )
+        self.batch = {
+            'audio': jnp.asarray(audio),
+            'label': jnp.asarray(labels),
+            'is_silence': jnp.zeros(batch, bool),
+        }
+        self.noise = jnp.zeros(16000, jnp.int16)
+
+    def __call__(self):
+        """Trains one step."""
+        self.state, metrics = self.step(self.state, self.batch, self.noise)
+        return metrics['loss']
+
+
+def trained_bits(of: Architecture, params, averages, audio) -> tuple[Quantization, dict]:
+    """Learned widths everywhere, from 5 bits on, with a budget of 3."""
+    form = quantizers.get_form('step_range')
+    taps = front_end().stored_weights
+    sites = {
+        'weight_sites': costs.weight_sites(of, front_end_weights=taps),
+        'activation_sites': costs.activation_sites(of),
+    }
+    bits = quantizers.uniform_bits(*sites.values(), weight=5, activation=5)
+
+    def run(quant, params, averages, audio):
+        return network.apply(
+            params, averages, audio, front_end=front_end(), architecture=of, quant=quant
+        )
+
+    samples = quantizers.collect(run, params, averages, int16_to_float(jnp.asarray(audio[:16])))
+    quant = quantizers.init_quant_params(form, samples, bits)
+    learned = quantizers.uniform_bits(*sites.values(), weight=None, activation=None)
+    price = lambda mean: 2.0 * jnp.square(jnp.maximum(mean - 3.0, 0.0))  # noqa: E731
+    optimizer = adam_cosine(lr=0.01, steps=10**6)
+    prices_of = {'weight_price': price, 'activation_price': price}
+    return Quantization(form=form, bits=learned, optimizer=optimizer, **sites, **prices_of), quant
+
+
+def train_step(rounds: int = 9) -> dict:
+    """One training step: augmentation off, forward, backward, SGD with Nesterov momentum."""
+    ours = Trained(architecture())
+    calls, torch = {'ours': ours}, _torch()
+    if torch:
+        from kws_jax.benchmark import torch_peers
+
+        audio, labels = (torch.from_numpy(a) for a in clips())
+        for layout in LAYOUTS:
+            net = torch_peers.make_network(architecture(), ours.params, ours.averages)
+            net = net.to(memory_format=getattr(torch, layout))
+            optimizer = torch_peers.sgd(net, lr=LR, weight_decay=WEIGHT_DECAY)
+            calls[layout] = functools.partial(
+                lambda net, opt: float(torch_peers.train_step(net, opt, audio, labels.long())),
+                net,
+                optimizer,
+            )
+    return _against_layouts(
+        'train_step',
+        f'one training step, 13.6M MACs, batch {BATCH}',
+        interleaved(calls, rounds=rounds),
+        macs=3 * BATCH * network_macs(architecture()),
+    )
+
+
+def eval_step(rounds: int = 15) -> dict:
+    """Logits of one batch by running averages, in the parts that each side is fastest with."""
+    of = architecture()
+    params, averages = network.init(jax.random.key(0), front_end(), of)
+    audio, _ = clips()
+
+    @jax.jit
+    def predict(params, averages, audio):
+        audio = int16_to_float(audio)
+        return network.apply(params, averages, audio, front_end=front_end(), architecture=of)[0]
+
+    calls = {'ours': lambda: predict_all(lambda a: predict(params, averages, a), audio)}
+    torch = _torch()
+    if torch:
+        from kws_jax.benchmark import torch_peers
+
+        same = torch.from_numpy(audio)
+
+        def run(net, part):
+            with torch.inference_mode():
+                parts = [net(same[i : i + part].float() / 32768.0) for i in range(0, BATCH, part)]
+                return torch.cat(parts).numpy()
+
+        for layout, part in itertools.product(LAYOUTS, (BATCH, evaluation.BATCH)):
+            net = torch_peers.make_network(of, params, averages).eval()
+            net = net.to(memory_format=getattr(torch, layout))
+            calls[f'{layout}, {part} at a time'] = functools.partial(run, net, part)
+    return _against_layouts(
+        'eval_step',
+        f'logits of {BATCH} clips, the same network',
+        interleaved(calls, rounds=rounds),
+        macs=BATCH * network_macs(of),
+    )
+
+
+def _against_layouts(name, what, seconds, macs, **details):
+    """The row of ours against the faster of PyTorch's memory layouts."""
+    ours = seconds.pop('ours')
+    layouts = {layout: float(np.median(values)) for layout, values in seconds.items()}
+    peer = seconds[min(layouts, key=layouts.get)] if layouts else None
+    rate = macs / float(np.median(ours))
+    note = None if layouts else NO_PEER
+    return row(
+        name,
+        what,
+        ours=ours,
+        peer=peer,
+        bar=0.8,
+        peer_layouts=layouts,
+        macs_per_second=rate,
+        note=note,
+        **details,
+    )
+
+
+def quantized_step(rounds: int = 9) -> dict:
+    """A step with learned widths everywhere against a float step, both ours."""
+    calls = {'float': Trained(architecture()), 'ours': Trained(architecture(), quantized=True)}
+    seconds = interleaved(calls, rounds=rounds)
+    return row(
+        'quantized_step',
+        f'one step with trained bits everywhere against the float step, batch {BATCH}',
+        ours=seconds['ours'],
+        peer=seconds['float'],
+        bar=1.5,
+    )
+
+
+# ------------------------------------------------------------------------------------- supernet
+
+
+class Searched:
+    """A search that runs for real: our jitted updates, as the search calls them on this platform.
+
+    Attributes:
+      paths: int32 `[layers]` of the weight updates done so far.
+    """
+
+    def __init__(
+        self, *, batch: int = BATCH, arch: bool = False, searched: SearchSpace | None = None
+    ):
+        """Draws weights; `arch` also moves the arch params at every step."""
+        self.space = searched or space()
+        self.arch, self.recipe, self.paths = arch, plain_recipe(), []
+        table = costs.macs_table(self.space, front_end_macs=front_end().macs)
+        self.target = 10e6
+        shared = {
+            'front_end': front_end(),
+            'space': self.space,
+            'price': prices.make('target', reference=self.target),
+            'optimizer': supernet_sgd(
+                lr=LR, warmup_lr=LR, warmup_steps=1, steps=10**6, weight_decay=WEIGHT_DECAY
+            ),
+            'arch_optimizer': arch_adam(lr=1e-3, warmup_steps=0, steps=10**6, every=1),
+        }
+        self.state = init_search_state(jax.random.key(0), **shared)
+        update, move, _ = make_search_parts(table=table, recipe=self.recipe, **shared)
+        self.update = jax.jit(update, donate_argnums=0)
+        self.move = jax.jit(move, donate_argnums=0)
+        audio, labels = (jnp.asarray(a) for a in clips(batch))
+        self.batch = {
+            'audio': audio,
+            'label': labels,
+            'is_silence': jnp.zeros(batch, bool),
+            'validation_audio': audio,
+            'validation_label': labels,
+        }
+        self.noise = jnp.zeros(16000, jnp.int16)
+
+    def __call__(self):
+        """One weight update of a sampled path, then one arch update if asked for."""
+        state, metrics = self.update(self.state, self.batch, self.noise)
+        if self.arch:
+            state = self.move(state, self.batch)
+        self.state = state.replace(step=state.step + 1)
+        return metrics['loss']
+
+    def path(self, step: int) -> np.ndarray:
+        """The path that the weight update of a step samples while arch params are uniform."""
+        uniform = jax.tree.map(jnp.zeros_like, self.state.arch)
+        key = step_key(self.recipe, jnp.int32(step), 2)
+        return np.asarray(arch_lib.sample_path(key, self.space, uniform))
+
+
+def search_weight_step(rounds: int = 15) -> dict:
+    """One weight update of a sampled path."""
+    return _search_row('search_weight_step', 'one search step: weights', rounds, arch=False)
+
+
+def search_arch_step(rounds: int = 7) -> dict:
+    """One weight update, then one arch update that runs every candidate of every layer."""
+    return _search_row(
+        'search_arch_step', 'one search step: weights, then arch params', rounds, arch=True
+    )
+
+
+def _search_row(name, what, rounds, *, arch):
+    ours = Searched(arch=arch)
+    calls, torch = {'ours': ours}, _torch()
+    if torch:
+        calls['peer'] = _torch_search(torch, ours, arch)
+    seconds = interleaved(calls, rounds=rounds)
+    return row(
+        name,
+        f"{what}, the paper's space, batch {BATCH}",
+        ours=seconds['ours'],
+        peer=seconds.get('peer'),
+        bar=0.7,
+        note=None if torch else NO_PEER,
+    )
+
+
+def _torch_search(torch, ours, arch):
+    from kws_jax.benchmark import torch_peers
+
+    net = torch_peers.make_supernet(ours.space, ours.state.params, ours.state.averages)
+    optimizer = torch_peers.sgd(net, lr=LR, weight_decay=WEIGHT_DECAY)
+    arch_optimizer = torch.optim.Adam(net.logits, lr=1e-3, betas=(0.0, 0.999))
+    table = costs.macs_table(ours.space, front_end_macs=front_end().macs)
+    choice_costs = [torch.tensor(c, dtype=torch.float32) for c in table.layers]
+    audio, labels = (torch.from_numpy(a) for a in clips())
+    labels, steps = labels.long(), itertools.count()
+
+    def run():
+        path = ours.path(next(steps))
+        net.set_path(path)
+        loss = torch_peers.train_step(net, optimizer, audio, labels)
+        if arch:
+            torch_peers.arch_step(
+                net, arch_optimizer, audio, labels, path, choice_costs, target=ours.target
+            )
+        return float(loss)
+
+    return run
+
+
+def supernet_step(rounds: int = 25) -> dict:
+    """Sampled supernet steps against steps of one network of average cost, both ours.
+
+    The network's MACs are the mean over the space, which is what uniform sampling takes on average.
+    """
+    sampled = Searched()
+    of = average_architecture()
+    seconds = interleaved({'ours': sampled, 'network': Trained(of)}, rounds=rounds)
+    # paths differ in cost, so means are compared, not medians
+    result = row(
+        'supernet_step',
+        f'one sampled supernet step against a step of {" ".join(c.name for c in of.choices)}',
+        ours=seconds['ours'],
+        peer=seconds['network'],
+        bar=2.0,
+    )
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    return result | {
+        'ours': means['ours'],
+        'peer': means['network'],
+        'ratio': means['ours'] / means['network'],
+    }
+
+
+def average_architecture() -> Architecture:
+    """The architecture whose MACs are nearest to the mean over the space, of mean expansions."""
+    table = costs.macs_table(space(), front_end_macs=front_end().macs)
+    mean = table.fixed + sum(float(np.mean(c)) for c in table.layers)
+    rng = np.random.default_rng(0)
+    drawn = [space().sample(rng) for _ in range(2000)]
+    live = [a for a in drawn if a.live_layers == len(space().layers)]
+    return min(live, key=lambda a: abs(table.of(a) - mean))
+
+
+def free() -> None:
+    """Drops compiled programs and buffers that a row has left behind."""
+    jax.clear_caches()
+    gc.collect()

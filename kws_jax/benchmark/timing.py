@@ -1,0 +1,53 @@
+"""Times of several functions, taken in turn so that a noisy machine moves all of them alike."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+) -> dict[str, np.ndarray]:
+    """Seconds of each call in every round; a round makes each call in turn, twice.
+
+    The first of the two is not timed: threads of the call before may still be spinning, and the
+    caches are full of its data. Without it, what runs after PyTorch takes up to twice as long.
+
+    Args:
+      calls: functions without arguments; a result of JAX is waited for.
+      rounds: how often each is timed.
+      warmup: rounds before, which are not timed.
+
+    Returns:
+      float64 `[rounds]` for every call.
+
+    Raises:
+      ValueError: there is nothing to time.
+
+    >>> seconds = interleaved({'a': lambda: None, 'b': lambda: None}, rounds=3)
+    >>> sorted(seconds), seconds['a'].shape
+    (['a', 'b'], (3,))
+    """
+    if not calls or rounds < 1:
+        raise ValueError(f'needs calls and at least 1 round, got {len(calls)} and {rounds}')
+    names = list(calls)
+    seconds = {name: [] for name in names}
+    for number in range(warmup + rounds):
+        for name in names:
+            jax.block_until_ready(calls[name]())
+            began = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def ratio(ours: np.ndarray, peer: np.ndarray) -> float:
+    """Median over rounds of ours / peer: a slow spell of the machine hits both of a round.
+
+    >>> ratio(np.array([1.0, 10.0, 1.0]), np.array([2.0, 20.0, 4.0]))
+    0.5
+    """
+    return float(np.median(ours / peer))
