@@ -66,14 +66,13 @@ def _normalizer(params, state, statistics, *, train):
     return factor, -mean * factor, new_state
 
 
-def pointwise_batch_norm(
+def fold_batch_norm(
     params, state, x: jax.Array, w: jax.Array, *, train: bool
-) -> tuple[jax.Array, dict]:
-    """`batch_norm(params, state, pointwise_conv(x, w))`, with fewer passes over the wide output.
+) -> tuple[jax.Array, jax.Array, dict]:
+    """What `batch_norm(params, state, pointwise_conv(x, w))` is as another `w` and an offset.
 
     Mean and variance of `x w` follow from the mean m and covariance C of `x`, as `m w` and `w' C w`
-    per column; so the norm is a factor and an offset of `w`, and neither the forward nor the
-    backward pass reads the output for statistics. Where `w` narrows, the plain form is cheaper.
+    per column, so that neither the forward nor the backward pass reads the output for statistics.
 
     Args:
       params, state, train: as `batch_norm`, of the output's channels.
@@ -81,10 +80,9 @@ def pointwise_batch_norm(
       w: `[in, out]`.
 
     Returns:
-      `[batch, h, w, out]`, and the state to use next.
+      The folded `w`, the offset `[out]`, and the state to use next: the norm of the convolution is
+      `pointwise_conv(x, folded) + offset`.
     """
-    if train is not False and w.shape[0] > w.shape[1]:
-        return batch_norm(params, state, pointwise_conv(x, w), train=train)
     statistics = None
     if train is not False:
         flat = x.reshape(-1, x.shape[-1])
@@ -94,7 +92,23 @@ def pointwise_batch_norm(
         var = jnp.maximum(jnp.sum(w * (covariance / flat.shape[0] @ w), axis=0), 0.0)
         statistics = mean @ w, var, flat.shape[0]
     factor, offset, new_state = _normalizer(params, state, statistics, train=train)
-    return pointwise_conv(x, w * factor[None, :]) + offset[None, None, None, :], new_state
+    return w * factor[None, :], offset, new_state
+
+
+def pointwise_batch_norm(
+    params, state, x: jax.Array, w: jax.Array, *, train: bool
+) -> tuple[jax.Array, dict]:
+    """`batch_norm(params, state, pointwise_conv(x, w))`, folded where that saves work.
+
+    Arguments as `fold_batch_norm`. Where `w` narrows, statistics of the output are cheaper.
+
+    Returns:
+      `[batch, h, w, out]`, and the state to use next.
+    """
+    if train is not False and w.shape[0] > w.shape[1]:
+        return batch_norm(params, state, pointwise_conv(x, w), train=train)
+    folded, offset, new_state = fold_batch_norm(params, state, x, w, train=train)
+    return pointwise_conv(x, folded) + offset[None, None, None, :], new_state
 
 
 def batch_norm_init(channels: int, *, learned: bool = True) -> tuple[dict, dict]:

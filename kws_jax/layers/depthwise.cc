@@ -11,6 +11,10 @@
 // afterwards: blocks run from the last to the first, pixels from the first to the last. Only where a
 // full vector would leave the image are the lanes copied one by one.
 //
+// The input may be clipped on the way: clip(x + offset, low, high), the offset per channel. That is
+// done while a block is copied, and undone (gradients pass where the clip did not bite) where the
+// gradient of the input is written, so that no clipped image ever exists in memory.
+//
 // Work is divided by image, and the weight gradient is summed in a fixed number of partial sums that
 // are added in order: results depend neither on timing nor on the number of threads.
 
@@ -140,6 +144,30 @@ struct Problem {
   }
 };
 
+// What is done to the input on the way in: clip(x + offset, low, high) where `on`. Offsets are padded
+// to whole blocks.
+struct Gate {
+  bool on;
+  std::vector<float> offset;
+  float low, high;
+};
+
+// Lets the gradient of a block of the input pass where `x` was inside the clip, and adds it up for the
+// offset. Lanes beyond the block's are undefined.
+template <int V>
+struct Pass {
+  const float* x;  // image of the input before the clip
+  Vec<V> offset, low, high;
+  Vec<V> sum;
+};
+
+template <int V>
+INLINE Vec<V> same(float value) {
+  Vec<V> all;
+  for (int i = 0; i < V; ++i) all[i] = value;
+  return all;
+}
+
 // Channels first .. first + lanes of one image, and how many pixels may be touched at full width.
 struct Block {
   Index first, lanes, channels;
@@ -165,10 +193,23 @@ std::vector<float> pack_weights(const Problem& p, const float* w, bool flip) {
 }
 
 // Copies a block of an image [height, width, channels] to `to` [height, columns, V], with `left` zero
-// columns before it and zeros after it.
-template <int V>
-void pack_image(const float* image, Index height, Index width, const Block& block, float* to,
-                Index left, Index columns) {
+// columns before it and zeros after it, clipped on the way if `Clipped`.
+template <int V, bool Clipped>
+void pack_image_as(const float* image, Index height, Index width, const Block& block, float* to,
+                   Index left, Index columns, const Gate* gate) {
+  Vec<V> offset = {}, low = {}, high = {};
+  if constexpr (Clipped) {
+    load<V>(gate->offset.data() + block.first, offset);
+    low = same<V>(gate->low), high = same<V>(gate->high);
+  }
+  auto clipped = [&](Vec<V> v) INLINE_LAMBDA {
+    if constexpr (Clipped) {
+      v += offset;
+      v = v < low ? low : v;
+      v = v > high ? high : v;
+    }
+    return v;
+  };
   const Index whole = block.whole_pixels(height * width, V);
   const size_t right = (columns - left - width) * V * sizeof(float);
   for (Index row = 0; row < height; ++row) {
@@ -180,11 +221,12 @@ void pack_image(const float* image, Index height, Index width, const Block& bloc
     for (; column < fast; ++column, to += V, from += block.channels) {
       Vec<V> v;
       load<V>(from, v);
-      store<V>(to, v);
+      store<V>(to, clipped(v));
     }
     for (; column < width; ++column, to += V, from += block.channels) {
-      std::memset(to, 0, V * sizeof(float));
-      std::memcpy(to, from, block.lanes * sizeof(float));
+      Vec<V> v = {};
+      std::memcpy(&v, from, block.lanes * sizeof(float));
+      store<V>(to, clipped(v));
     }
     std::memset(to, 0, right);
     to += right / sizeof(float);
@@ -192,15 +234,40 @@ void pack_image(const float* image, Index height, Index width, const Block& bloc
 }
 
 template <int V>
+void pack_image(const float* image, Index height, Index width, const Block& block, float* to,
+                Index left, Index columns, const Gate* gate = nullptr) {
+  auto run = gate && gate->on ? pack_image_as<V, true> : pack_image_as<V, false>;
+  run(image, height, width, block, to, left, columns, gate);
+}
+
+template <int V>
 __attribute__((noinline)) void store_lanes(float* to, Vec<V> v, Index lanes) {
   std::memcpy(to, &v, lanes * sizeof(float));
 }
 
-// Writes `count` of the columns of a strip to an image [.., channels], from `pixel` on.
+// Writes `count` of the columns of a strip to an image [.., channels], from `pixel` on; what `pass`
+// does not let through, if there is one, as zeros.
 template <int V, int Strip>
-INLINE void store_strip(const Vec<V> (&strip)[Strip], float* image, const Block& block, Index pixel,
-                        Index count, Index whole) {
+INLINE void store_strip(Vec<V> (&strip)[Strip], float* image, const Block& block, Index pixel,
+                        Index count, Index whole, Pass<V>* pass) {
   float* to = image + pixel * block.channels + block.first;
+  if (pass) {
+    const float* x = pass->x + (to - image);
+    unroll<Strip>([&](auto o) INLINE_LAMBDA {
+      if (o < count) {
+        Vec<V> v = {};
+        if (pixel + o < whole) {
+          load<V>(x + o * block.channels, v);
+        } else {
+          std::memcpy(&v, x + o * block.channels, block.lanes * sizeof(float));
+        }
+        v += pass->offset;
+        const Vec<V> none = {};
+        strip[o] = (v > pass->low) & (v < pass->high) ? strip[o] : none;
+        pass->sum += strip[o];
+      }
+    });
+  }
   unroll<Strip>([&](auto o) INLINE_LAMBDA {
     if (o < count) {
       if (pixel + o < whole) {
@@ -229,7 +296,7 @@ Index packed_columns(Index out_width, Index strip, Index stride, Index kw, Index
 // Correlates a packed block `x` [height, columns, V] with `w` [kh, KW, kWide].
 template <int V, int KW, int S, int Strip>
 void correlate(const float* x, Index height, Index columns, const float* w, Index kh, float* out,
-               Index out_height, Index out_width, const Block& block) {
+               Index out_height, Index out_width, const Block& block, Pass<V>* pass) {
   const Index ph = kh / 2, whole = block.whole_pixels(out_height * out_width, V);
   for (Index i = 0; i < out_height; ++i) {
     const Index first = std::max<Index>(0, ph - i * S);
@@ -252,7 +319,7 @@ void correlate(const float* x, Index height, Index columns, const float* w, Inde
         });
       }
       store_strip<V, Strip>(sum, out, block, i * out_width + j, std::min<Index>(Strip, out_width - j),
-                            whole);
+                            whole, pass);
     }
   }
 }
@@ -265,7 +332,7 @@ constexpr int reach_of(int kw, int strip) { return (strip - 1 + kw / 2) / 2 + le
 // `lead_of(KW)` zero columns before it.
 template <int V, int KW, int Strip>
 void spread(const float* g, Index out_height, Index columns, const float* w, Index kh, float* dx,
-            Index height, Index width, const Block& block) {
+            Index height, Index width, const Block& block, Pass<V>* pass) {
   static_assert(Strip % 2 == 0, "taps of a column depend on its parity");
   constexpr int lead = lead_of(KW), pw = KW / 2;
   const Index ph = kh / 2, whole = block.whole_pixels(height * width, V);
@@ -288,7 +355,8 @@ void spread(const float* g, Index out_height, Index columns, const float* w, Ind
           });
         });
       }
-      store_strip<V, Strip>(sum, dx, block, i * width + j, std::min<Index>(Strip, width - j), whole);
+      store_strip<V, Strip>(sum, dx, block, i * width + j, std::min<Index>(Strip, width - j), whole,
+                            pass);
     }
   }
 }
@@ -373,26 +441,49 @@ void clear_inactive(const Problem& p, float* image, Index pixels) {
   }
 }
 
+// Where gradients of the input are written: `gate` and the input of the image they pass, or null, and
+// where their sums per channel go.
+struct Passage {
+  const Gate* gate;
+  const float* x;
+  float* sums;  // [blocks * kWide]
+};
+
+// Calls f(pass of this block, or null), then keeps its sum.
+template <int V, class F>
+INLINE void through(const Passage& passage, const Block& block, F&& f) {
+  if (!passage.gate || !passage.gate->on) return f(static_cast<Pass<V>*>(nullptr));
+  Pass<V> pass{passage.x, {}, same<V>(passage.gate->low), same<V>(passage.gate->high), {}};
+  load<V>(passage.gate->offset.data() + block.first, pass.offset);
+  f(&pass);
+  store<V>(passage.sums + block.first, pass.sum);
+}
+
+// `gate` clips what is read, `passage` gates what is written.
 void correlate_image(const Problem& p, Index stride, const float* x, Index height, Index width,
-                     const float* w, float* out, Index out_height, Index out_width) {
+                     const float* w, float* out, Index out_height, Index out_width,
+                     const Gate* gate, const Passage& passage) {
   const Index strip = strip_for(out_width, kLong, kShort);
   const Index columns = packed_columns(out_width, strip, stride, p.kw, width);
   float* packed = scratch(height * columns * kWide);
   for_blocks(p, [&](auto vector, const Block& block, Index b) {
     constexpr int V = vector;
-    pack_image<V>(x, height, width, block, packed, p.pw(), columns);
-    with_kernel_width(p.kw, [&](auto kw) {
-      with_stride(stride, [&](auto s) {
-        auto run = strip == kLong ? correlate<V, kw, s, kLong> : correlate<V, kw, s, kShort>;
-        run(packed, height, columns, w + b * p.kh * p.kw * kWide, p.kh, out, out_height, out_width,
-            block);
+    pack_image<V>(x, height, width, block, packed, p.pw(), columns, gate);
+    through<V>(passage, block, [&](Pass<V>* pass) {
+      with_kernel_width(p.kw, [&](auto kw) {
+        with_stride(stride, [&](auto s) {
+          auto run = strip == kLong ? correlate<V, kw, s, kLong> : correlate<V, kw, s, kShort>;
+          run(packed, height, columns, w + b * p.kh * p.kw * kWide, p.kh, out, out_height,
+              out_width, block, pass);
+        });
       });
     });
   });
   clear_inactive(p, out, out_height * out_width);
 }
 
-void spread_image(const Problem& p, const float* g, const float* w, float* dx) {
+void spread_image(const Problem& p, const float* g, const float* w, float* dx,
+                  const Passage& passage) {
   const Index strip = strip_for(p.width, kLongEven, kShortEven);
   const Index lead = lead_of(p.kw);
   const Index columns = std::max((ceil_div(p.width, strip) - 1) * (strip / 2) + reach_of(p.kw, strip),
@@ -401,16 +492,18 @@ void spread_image(const Problem& p, const float* g, const float* w, float* dx) {
   for_blocks(p, [&](auto vector, const Block& block, Index b) {
     constexpr int V = vector;
     pack_image<V>(g, p.out_height, p.out_width, block, packed, lead, columns);
-    with_kernel_width(p.kw, [&](auto kw) {
-      auto run = strip == kLongEven ? spread<V, kw, kLongEven> : spread<V, kw, kShortEven>;
-      run(packed, p.out_height, columns, w + b * p.kh * p.kw * kWide, p.kh, dx, p.height, p.width,
-          block);
+    through<V>(passage, block, [&](Pass<V>* pass) {
+      with_kernel_width(p.kw, [&](auto kw) {
+        auto run = strip == kLongEven ? spread<V, kw, kLongEven> : spread<V, kw, kShortEven>;
+        run(packed, p.out_height, columns, w + b * p.kh * p.kw * kWide, p.kh, dx, p.height, p.width,
+            block, pass);
+      });
     });
   });
   clear_inactive(p, dx, p.height * p.width);
 }
 
-void weigh_image(const Problem& p, const float* x, const float* g, float* dw) {
+void weigh_image(const Problem& p, const float* x, const float* g, float* dw, const Gate* gate) {
   const Index strip = strip_for(p.out_width, kLong, kShort);
   const Index columns = packed_columns(p.out_width, strip, p.stride, p.kw, p.width);
   const Index g_columns = ceil_div(p.out_width, strip) * strip;
@@ -418,7 +511,7 @@ void weigh_image(const Problem& p, const float* x, const float* g, float* dw) {
   float* packed_g = packed + p.height * columns * kWide;
   for_blocks(p, [&](auto vector, const Block& block, Index b) {
     constexpr int V = vector;
-    pack_image<V>(x, p.height, p.width, block, packed, p.pw(), columns);
+    pack_image<V>(x, p.height, p.width, block, packed, p.pw(), columns, gate);
     pack_image<V>(g, p.out_height, p.out_width, block, packed_g, 0, g_columns);
     with_kernel_width(p.kw, [&](auto kw) {
       with_stride(p.stride, [&](auto s) {
@@ -460,12 +553,26 @@ ffi::Error describe(Dimensions x, Dimensions w, Dimensions out, Scalars active, 
   return ffi::Error::Success();
 }
 
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Scalars active, Result y, Index stride) {
+// `bounds` is {low, high}; without them (`gated` 0) the other two are ignored.
+ffi::Error describe_gate(const Problem& p, Array offset, Array bounds, Index gated, Gate& gate) {
+  if (offset.element_count() != static_cast<size_t>(p.channels) || bounds.element_count() != 2) {
+    return ffi::Error::InvalidArgument("depthwise: offset or bounds do not fit the channels");
+  }
+  gate = Gate{gated != 0, {}, bounds.typed_data()[0], bounds.typed_data()[1]};
+  gate.offset.assign(p.blocks() * kWide + kWide, 0.0f);
+  std::copy_n(offset.typed_data(), p.active, gate.offset.begin());
+  return ffi::Error::Success();
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Scalars active, Array offset,
+                   Array bounds, Result y, Index stride, Index gated) {
   Problem p;
+  Gate gate;
   if (auto e = describe(x.dimensions(), w.dimensions(), y->dimensions(), active, stride, p);
       e.failure()) {
     return e;
   }
+  if (auto e = describe_gate(p, offset, bounds, gated, gate); e.failure()) return e;
   const auto packed = pack_weights(p, w.typed_data(), false);
   const Index size = p.height * p.width * p.channels;
   const Index out_size = p.out_height * p.out_width * p.channels;
@@ -473,41 +580,58 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Scalars active, Resul
   float* to = y->typed_data();
   parallel_for(pool, p.images, [&](Index n) {
     correlate_image(p, stride, from + n * size, p.height, p.width, packed.data(), to + n * out_size,
-                    p.out_height, p.out_width);
+                    p.out_height, p.out_width, &gate, {});
   });
   return ffi::Error::Success();
 }
 
-ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Scalars active, Result dx,
-                          Index stride) {
+ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Scalars active, Array x,
+                          Array offset, Array bounds, Result dx, Result d_offset, Index stride,
+                          Index gated) {
   Problem p;
+  Gate gate;
   if (auto e = describe(dx->dimensions(), w.dimensions(), g.dimensions(), active, stride, p);
       e.failure()) {
     return e;
+  }
+  if (auto e = describe_gate(p, offset, bounds, gated, gate); e.failure()) return e;
+  if (gated && x.element_count() != dx->element_count()) {
+    return ffi::Error::InvalidArgument("depthwise: the input does not fit its gradient");
   }
   const auto packed = pack_weights(p, w.typed_data(), stride == 1);
   const Index size = p.height * p.width * p.channels;
   const Index out_size = p.out_height * p.out_width * p.channels;
   const float* from = g.typed_data();
   float* to = dx->typed_data();
+  const Index lanes = p.blocks() * kWide;
+  std::vector<float> sums(gated ? p.images * lanes : 0, 0.0f);
   parallel_for(pool, p.images, [&](Index n) {
+    const Passage passage{&gate, gated ? x.typed_data() + n * size : nullptr,
+                          gated ? sums.data() + n * lanes : nullptr};
     if (stride == 1) {
       correlate_image(p, 1, from + n * out_size, p.height, p.width, packed.data(), to + n * size,
-                      p.height, p.width);
+                      p.height, p.width, nullptr, passage);
     } else {
-      spread_image(p, from + n * out_size, packed.data(), to + n * size);
+      spread_image(p, from + n * out_size, packed.data(), to + n * size, passage);
     }
   });
+  float* total = d_offset->typed_data();
+  std::memset(total, 0, d_offset->size_bytes());
+  for (Index n = 0; gated && n < p.images; ++n) {
+    for (Index c = 0; c < p.active; ++c) total[c] += sums[n * lanes + c];
+  }
   return ffi::Error::Success();
 }
 
-ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Scalars active, Result dw,
-                           Index stride) {
+ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Scalars active, Array offset,
+                           Array bounds, Result dw, Index stride, Index gated) {
   Problem p;
+  Gate gate;
   if (auto e = describe(x.dimensions(), dw->dimensions(), g.dimensions(), active, stride, p);
       e.failure()) {
     return e;
   }
+  if (auto e = describe_gate(p, offset, bounds, gated, gate); e.failure()) return e;
   const Index size = p.height * p.width * p.channels;
   const Index out_size = p.out_height * p.out_width * p.channels;
   const Index taps = p.kh * p.kw, partial = p.blocks() * taps * kWide;
@@ -516,7 +640,7 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Scalars activ
   parallel_for(pool, parts, [&](Index part) {
     for (Index n = p.images * part / parts; n < p.images * (part + 1) / parts; ++n) {
       weigh_image(p, x.typed_data() + n * size, g.typed_data() + n * out_size,
-                  sums.data() + part * partial);
+                  sums.data() + part * partial, &gate);
     }
   });
   float* to = dw->typed_data();
@@ -542,8 +666,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseForward, forward,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Scalars>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
-                                  .Attr<Index>("stride"));
+                                  .Attr<Index>("stride")
+                                  .Attr<Index>("gated"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseInputGradient, input_gradient,
                               ffi::Ffi::Bind()
@@ -551,8 +678,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseInputGradient, input_gradient,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Scalars>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
-                                  .Attr<Index>("stride"));
+                                  .Ret<Array>()
+                                  .Attr<Index>("stride")
+                                  .Attr<Index>("gated"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseWeightGradient, weight_gradient,
                               ffi::Ffi::Bind()
@@ -560,5 +692,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KwsDepthwiseWeightGradient, weight_gradient,
                                   .Arg<Array>()
                                   .Arg<Array>()
                                   .Arg<Scalars>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
                                   .Ret<Array>()
-                                  .Attr<Index>("stride"));
+                                  .Attr<Index>("stride")
+                                  .Attr<Index>("gated"));

@@ -25,12 +25,34 @@ BACKENDS = ('auto', 'ffi', 'jax', 'platform')
 FFI_WIDTHS = (1, 3, 5, 7)  # kernel widths that depthwise.cc is compiled for
 FFI_STRIDES = (1, 2)
 
+class Clip(NamedTuple):
+    """What is done to the input before it is convolved: `clip(x + offset, low, high)`.
+
+    After a batch norm folded into the layer before, with its offset, `low=0` and `high=6` make a
+    ReLU6 of it. The CPU kernel clips while it reads, so that no clipped image is ever stored.
+
+    Attributes:
+      offset: `[channels]`; it receives a gradient.
+      low, high: scalars, may be traced; no gradient goes to them, and none through them to the
+        input, nor at the bounds themselves.
+    """
+
+    offset: jax.Array
+    low: jax.Array | float
+    high: jax.Array | float
+
+
 _SOURCE = pathlib.Path(__file__).with_name('depthwise.cc')
 _log = logging.getLogger(__name__)
 
 
 def depthwise_conv(
-    x: jax.Array, w: jax.Array, *, stride: int = 1, backend: str | None = None
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    stride: int = 1,
+    clip: Clip | None = None,
+    backend: str | None = None,
 ) -> jax.Array:
     """Correlates each channel of `x` with its own kernel, zero padding of half a kernel around.
 
@@ -38,6 +60,7 @@ def depthwise_conv(
       x: `[batch, height, width, channels]`; the fast CPU kernel takes float32.
       w: `[kernel height, kernel width, channels]`, both extents odd.
       stride: step of the kernel, in pixels, along height and width.
+      clip: what is done to `x` first, see `Clip`; the padding stays zero.
       backend: `auto`, `ffi`, `jax` or `platform`; by default `$KWS_JAX_DEPTHWISE`, or else `auto`.
 
     Returns:
@@ -56,7 +79,7 @@ def depthwise_conv(
     """
     _check(x, w, stride)
     every_tap = np.array([-1, x.shape[-1]], np.int32)
-    return _depthwise(x, w, every_tap, stride, _choose_backend(backend), False)
+    return _depthwise(x, w, every_tap, _gate(clip), stride, _choose_backend(backend), False)
 
 
 def depthwise_conv_dynamic(
@@ -66,6 +89,7 @@ def depthwise_conv_dynamic(
     active_channels: jax.Array | int,
     *,
     stride: int = 1,
+    clip: Clip | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """`depthwise_conv` with only the centre of the kernel and the first channels; no recompiling.
@@ -80,6 +104,7 @@ def depthwise_conv_dynamic(
         is an array, only the CPU kernel finds out that it is even or too large.
       active_channels: int32 scalar in `0..channels`. May be traced.
       stride: step of the kernel, in pixels.
+      clip: as in `depthwise_conv`.
       backend: as in `depthwise_conv`.
 
     Returns:
@@ -103,24 +128,35 @@ def depthwise_conv_dynamic(
     if isinstance(active_channels, int) and not 0 <= active_channels <= w.shape[2]:
         raise ValueError(f'active_channels must be in 0..{w.shape[2]}, got {active_channels}')
     active = jnp.stack([jnp.asarray(v, jnp.int32) for v in (active_kernel, active_channels)])
-    return _depthwise(x, w, active, stride, _choose_backend(backend), True)
+    return _depthwise(x, w, active, _gate(clip), stride, _choose_backend(backend), True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _depthwise(x, w, active, stride, backend, dynamic):
-    return _run('forward', backend, stride, w.shape, x.shape)(x, _mask(w, active, dynamic), active)
+def _gate(clip):
+    """`()`, or `(offset, bounds)` with bounds float32 `[2]`."""
+    if clip is None:
+        return ()
+    bounds = jnp.stack([jnp.asarray(v, jnp.float32) for v in (clip.low, clip.high)])
+    return clip.offset, jax.lax.stop_gradient(bounds)
 
 
-def _depthwise_forward(x, w, active, stride, backend, dynamic):
-    return _depthwise(x, w, active, stride, backend, dynamic), (x, w, active)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _depthwise(x, w, active, gate, stride, backend, dynamic):
+    run = _run('forward', backend, stride, w.shape, x.shape)
+    return run(x, _mask(w, active, dynamic), active, *gate)
+
+
+def _depthwise_forward(x, w, active, gate, stride, backend, dynamic):
+    return _depthwise(x, w, active, gate, stride, backend, dynamic), (x, w, active, gate)
 
 
 def _depthwise_backward(stride, backend, dynamic, saved, g):
-    x, w, active = saved
+    x, w, active, gate = saved
     run = functools.partial(_run, backend=backend, stride=stride, w_shape=w.shape, x_shape=x.shape)
-    dx = run('input_gradient')(g, _mask(w, active, dynamic), active)
-    dw = run('weight_gradient')(x, g, active)
-    return dx, _mask(dw, active, dynamic), None
+    passage = (x, *gate) if gate else ()
+    dx, d_offset = run('input_gradient')(g, _mask(w, active, dynamic), active, *passage)
+    dw = run('weight_gradient')(x, g, active, *gate)
+    d_gate = (d_offset, jnp.zeros(2)) if gate else ()
+    return dx, _mask(dw, active, dynamic), None, d_gate
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -171,11 +207,11 @@ def _run(operation, backend, stride, w_shape, x_shape) -> Callable:
     if backend != 'auto':
         return of({'ffi': ffi_form, 'jax': jax_form, 'platform': platform_form}[backend])
 
-    def on_cpu(a, b, active):
+    def on_cpu(a, b, active, *gate):
         known = w_shape[1] in FFI_WIDTHS and stride in FFI_STRIDES and a.dtype == jnp.float32
         # A process with an accelerator lowers this branch too, but hardly ever runs it.
         fast = known and jax.default_backend() == 'cpu' and not ffi_problem()
-        return of(ffi_form if fast else jax_form)(a, b, active)
+        return of(ffi_form if fast else jax_form)(a, b, active, *gate)
 
     return functools.partial(jax.lax.platform_dependent, cpu=on_cpu, default=of(platform_form))
 
@@ -183,15 +219,43 @@ def _run(operation, backend, stride, w_shape, x_shape) -> Callable:
 class Form(NamedTuple):
     """One way to compute a depthwise convolution, as three pure functions.
 
-    `forward(x, w, active)`, `input_gradient(g, w, active)` and `weight_gradient(x, g, active)`,
-    each with keywords `stride`, `w_shape`, `x_shape`; `g` is the gradient of the output. `active`,
-    int32 `[2]`, is (side of the centred square of taps in use, -1 for all; channels in use): `w` is
-    zero elsewhere already, and what the gradient of the weight is there doesn't matter.
+    `forward(x, w, active, *gate)`, `input_gradient(g, w, active, *passage) -> (dx, d_offset)` and
+    `weight_gradient(x, g, active, *gate)`, each with keywords `stride`, `w_shape`, `x_shape`; `g`
+    is the gradient of the output. `active`, int32 `[2]`, is (side of the centred square of taps in
+    use, -1 for all; channels in use): `w` is zero elsewhere already, and what the gradient of the
+    weight is there doesn't matter. `gate` is nothing, or `offset, bounds` of a `Clip`, `passage`
+    nothing or `x, offset, bounds`.
     """
 
     forward: Callable
     input_gradient: Callable
     weight_gradient: Callable
+
+
+def _clipping(forward, input_gradient, weight_gradient) -> Form:
+    """The form of three functions that know nothing of clips."""
+
+    def clipped(x, *gate):
+        if not gate:
+            return x
+        offset, bounds = gate
+        return jnp.clip(x + offset.reshape(1, 1, 1, -1), bounds[0], bounds[1])
+
+    def clipped_forward(x, w, active, *gate, **shapes):
+        return forward(clipped(x, *gate), w, active, **shapes)
+
+    def gated_input_gradient(g, w, active, *passage, **shapes):
+        dx = input_gradient(g, w, active, **shapes)
+        if passage:
+            x, offset, bounds = passage
+            shifted = x + offset.reshape(1, 1, 1, -1)
+            dx = jnp.where((shifted > bounds[0]) & (shifted < bounds[1]), dx, 0)
+        return dx, jnp.sum(dx, axis=(0, 1, 2))
+
+    def clipped_weight_gradient(x, g, active, *gate, **shapes):
+        return weight_gradient(clipped(x, *gate), g, active, **shapes)
+
+    return Form(clipped_forward, gated_input_gradient, clipped_weight_gradient)
 
 
 # ------------------------------------------------------------------- XLA's grouped convolution
@@ -223,7 +287,9 @@ def _platform_weight_gradient(x, g, active, *, stride, w_shape, x_shape):
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(w_shape, g.dtype))(g)[0]
 
 
-platform_form = Form(_platform_forward, _platform_input_gradient, _platform_weight_gradient)
+platform_form = _clipping(
+    _platform_forward, _platform_input_gradient, _platform_weight_gradient
+)
 
 
 # --------------------------------------------------------------------- sums of shifted products
@@ -280,7 +346,7 @@ def _jax_weight_gradient(x, g, active, *, stride, w_shape, x_shape):
     return total.reshape(w_shape)
 
 
-jax_form = Form(_jax_forward, _jax_input_gradient, _jax_weight_gradient)
+jax_form = _clipping(_jax_forward, _jax_input_gradient, _jax_weight_gradient)
 
 
 # --------------------------------------------------------------------------- the CPU kernel
@@ -309,32 +375,47 @@ def ffi_problem() -> str:
     return ''
 
 
-def _ffi_call(handler, shape, a, b, active, *, stride, w_shape):
-    if w_shape[1] not in FFI_WIDTHS or stride not in FFI_STRIDES or a.dtype != jnp.float32:
+def _ffi_call(handler, shapes, *operands, gated, stride, w_shape):
+    dtype = operands[0].dtype
+    if w_shape[1] not in FFI_WIDTHS or stride not in FFI_STRIDES or dtype != jnp.float32:
         raise ValueError(
             f"backend='ffi' has float32 kernels of width {FFI_WIDTHS} and strides {FFI_STRIDES}, "
-            f"got w {w_shape}, {a.dtype} and stride {stride}; use backend='auto' or 'jax'"
+            f"got w {w_shape}, {dtype} and stride {stride}; use backend='auto' or 'jax'"
         )
     if problem := ffi_problem():
         raise RuntimeError(f"backend='ffi' can't be built: {problem}; use backend='auto' or 'jax'")
-    call = jax.ffi.ffi_call(
-        f'KwsDepthwise{handler}', jax.ShapeDtypeStruct(shape, a.dtype), vmap_method='sequential'
-    )
-    return call(a, b, active, stride=np.int64(stride))
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    call = jax.ffi.ffi_call(f'KwsDepthwise{handler}', results, vmap_method='sequential')
+    return tuple(call(*operands, stride=np.int64(stride), gated=np.int64(gated)))
 
 
-def _ffi_forward(x, w, active, *, stride, w_shape, x_shape):
+def _gate_operands(gate, channels):
+    return gate or (np.zeros(channels, np.float32), np.zeros(2, np.float32))
+
+
+def _ffi_forward(x, w, active, *gate, stride, w_shape, x_shape):
     batch, height, width, channels = x_shape
     shape = (batch, -(-height // stride), -(-width // stride), channels)
-    return _ffi_call('Forward', shape, x, w, active, stride=stride, w_shape=w_shape)
+    operands = x, w, active, *_gate_operands(gate, channels)
+    return _ffi_call(
+        'Forward', [shape], *operands, gated=bool(gate), stride=stride, w_shape=w_shape
+    )[0]
 
 
-def _ffi_input_gradient(g, w, active, *, stride, w_shape, x_shape):
-    return _ffi_call('InputGradient', x_shape, g, w, active, stride=stride, w_shape=w_shape)
+def _ffi_input_gradient(g, w, active, *passage, stride, w_shape, x_shape):
+    x, *gate = passage or (g,)  # without a clip it is not read
+    operands = g, w, active, x, *_gate_operands(gate, x_shape[3])
+    shapes = x_shape, x_shape[3:]
+    return _ffi_call(
+        'InputGradient', shapes, *operands, gated=bool(gate), stride=stride, w_shape=w_shape
+    )
 
 
-def _ffi_weight_gradient(x, g, active, *, stride, w_shape, x_shape):
-    return _ffi_call('WeightGradient', w_shape, x, g, active, stride=stride, w_shape=w_shape)
+def _ffi_weight_gradient(x, g, active, *gate, stride, w_shape, x_shape):
+    operands = x, g, active, *_gate_operands(gate, x_shape[3])
+    return _ffi_call(
+        'WeightGradient', [w_shape], *operands, gated=bool(gate), stride=stride, w_shape=w_shape
+    )[0]
 
 
 ffi_form = Form(_ffi_forward, _ffi_input_gradient, _ffi_weight_gradient)

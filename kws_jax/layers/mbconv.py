@@ -7,11 +7,13 @@ import numpy as np
 from kws_jax.layers.basic import (
     batch_norm,
     batch_norm_init,
+    fold_batch_norm,
     he_normal,
     pointwise_batch_norm,
+    pointwise_conv,
     relu6,
 )
-from kws_jax.layers.depthwise import depthwise_conv, depthwise_conv_dynamic
+from kws_jax.layers.depthwise import Clip, depthwise_conv, depthwise_conv_dynamic
 from kws_jax.space import Candidate, Layer
 
 
@@ -94,14 +96,20 @@ def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
     Returns:
       `[batch, h', w', out]` and the new state.
     """
-    new, y = {}, x
+    new, y, clip = {}, x, None
     if 'expand' in params:
         w = quant(f'{layer.name}.expand', 'weight', params['expand']['w'])
-        bn = _bn(params['expand'])
-        y, new['expand'] = pointwise_batch_norm(bn, state['expand'], y, w, train=train)
-        y = quant(f'{layer.name}.expand', 'activation', relu6(y))
+        folded, offset, new['expand'] = fold_batch_norm(
+            _bn(params['expand']), state['expand'], y, w, train=train
+        )
+        y = pointwise_conv(y, folded)
+        if quant is no_quant:
+            clip = Clip(offset, 0.0, 6.0)  # ReLU6 while the depthwise convolution reads
+        else:
+            y = relu6(y + offset[None, None, None, :])
+            y = quant(f'{layer.name}.expand', 'activation', y)
     w = quant(f'{layer.name}.depthwise', 'weight', params['depthwise']['w'])
-    y = depthwise_conv(y, w, stride=layer.stride)
+    y = depthwise_conv(y, w, stride=layer.stride, clip=clip)
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
     y = quant(f'{layer.name}.depthwise', 'activation', relu6(y))
     w = quant(f'{layer.name}.project', 'weight', params['project']['w'])
@@ -188,17 +196,28 @@ def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: b
     """
     new = {}
     expand, project = params['expand'], params['project']
-    y, expand_state = pointwise_batch_norm(
+    w, offset, expand_state = fold_batch_norm(
         _bn(expand), state['expand'], x, expand['w'], train=train
     )
-    plain = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, expand['w'].shape[1] - x.shape[-1])))
-    y = jnp.where(expansion == 1, plain, relu6(y))
-    # a candidate without an expansion has no such averages to move
-    new['expand'] = jax.tree.map(
-        lambda old, got: jnp.where(expansion == 1, old, got), state['expand'], expand_state
+    # without an expansion the first channels are the input as it is, and no average moves
+    plain = expansion == 1
+    w = jnp.where(plain, jnp.eye(*w.shape), w)
+    clip = Clip(
+        jnp.where(plain, 0.0, offset),
+        jnp.where(plain, -jnp.inf, 0.0),
+        jnp.where(plain, jnp.inf, 6.0),
     )
-    active = expansion * layer.in_channels
-    y = depthwise_conv_dynamic(y, params['depthwise']['w'], kernel, active, stride=layer.stride)
+    new['expand'] = jax.tree.map(
+        lambda old, got: jnp.where(plain, old, got), state['expand'], expand_state
+    )
+    y = depthwise_conv_dynamic(
+        pointwise_conv(x, w),
+        params['depthwise']['w'],
+        kernel,
+        expansion * layer.in_channels,
+        stride=layer.stride,
+        clip=clip,
+    )
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
     y, new['project'] = pointwise_batch_norm(
         _bn(project), state['project'], relu6(y), project['w'], train=train

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kws_jax.layers import depthwise, ffi_build
-from kws_jax.layers.depthwise import depthwise_conv, depthwise_conv_dynamic
+from kws_jax.layers.depthwise import Clip, depthwise_conv, depthwise_conv_dynamic
 
 HAS_FFI = not depthwise.ffi_problem()
 needs_ffi = pytest.mark.skipif(not HAS_FFI, reason='no C++ compiler')
@@ -138,6 +138,55 @@ def test_dynamic_form_equals_the_static_one_with_sliced_weights(backend, stride)
         assert_close(got, wanted)
         for a, b in zip(got, wanted):
             assert not np.any(np.asarray(a)[b == 0.0]), 'inactive parts must be exactly zero'
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('channels', [5, 9, 16, 37])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_clip_of_the_input_equals_clipping_it_before(backend, channels, stride):
+    x, w, g = example(6, 15, channels, (5, 5), stride, batch=3)
+    offset = np.linspace(-1, 1, channels, dtype=np.float32)
+
+    def joined(x, w, offset):
+        clip = Clip(offset, -0.5, 0.8)
+        return depthwise_conv(x, w, stride=stride, clip=clip, backend=backend)
+
+    def apart(x, w, offset):
+        return depthwise_conv(
+            jnp.clip(x + offset[None, None, None], -0.5, 0.8), w, stride=stride, backend='platform'
+        )
+
+    results = []
+    for function in (joined, apart):
+        y, pull = jax.vjp(jax.jit(function), x, w, offset)
+        results.append((y, *pull(g)))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_the_dynamic_form_takes_a_clip_whose_bounds_are_traced(backend):
+    x, w, g = example(6, 15, 20, (7, 7), 1)
+    offset = np.linspace(-1, 1, 20, dtype=np.float32)
+
+    @jax.jit
+    def joined(x, w, offset, low, high):
+        def function(x, w, offset):
+            clip = Clip(offset, low, high)
+            return depthwise_conv_dynamic(x, w, 5, 12, clip=clip, backend=backend)
+
+        y, pull = jax.vjp(function, x, w, offset)
+        return y, *pull(g)
+
+    for low, high in [(0.0, 0.6), (-np.inf, np.inf)]:
+        active = x[..., :12], w[1:6, 1:6, :12], offset[:12]
+        apart = lambda x, w, o: depthwise_conv(jnp.clip(x + o[None, None, None], low, high), w)  # noqa: E731, B023
+        y, pull = jax.vjp(apart, *active)
+        got = joined(x, w, offset, low, high)
+        for whole, part in zip(got, (y, *pull(g[..., :12])), strict=True):
+            if whole.shape == w.shape:
+                whole = whole[1:6, 1:6]
+            assert not np.any(np.asarray(whole)[..., 12:])
+            assert_close([whole[..., :12]], [part])
 
 
 @needs_ffi
