@@ -79,7 +79,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     train = {
         'from_supernet': True,
-        'epochs': 24,
+        'epochs': 30,
         'lr': 0.2,
         'warmup_epochs': 0.5,
         'weight_decay': 1e-4,
@@ -107,7 +107,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     quantized = {
         'form': 'step_range',
         'epochs': 5,
-        'lr': 0.02,
+        'lr': 0.06,
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
         'batch_statistics': 0.7,
@@ -119,7 +119,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'epochs': 7,
         'start_bits': 5,
         'learn_epochs': 5,
-        'lr': 0.06,
         'learn_lr': 0.1,
         'quant_lr': 0.02,
         'price': 'budget',
