@@ -19,23 +19,20 @@
 // are added in order: results depend neither on timing nor on the number of threads.
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
-using Index = int64_t;
+using kws::Index;
+using kws::parallel_for;
 
 #if defined(__AVX512F__)
 constexpr int kWide = 16, kNarrow = 8;  // half vectors run at twice the rate on some AVX-512 cores
@@ -85,39 +82,6 @@ template <int N, class F>
 INLINE void unroll(F&& f) { unroll(f, std::make_integer_sequence<int, N>{}); }
 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
-// ---------------------------------------------------------------------------------- threads
-
-struct Job {
-  std::atomic<Index> next{0}, done{0};
-  Index size;
-  std::function<void(Index)> task;
-  std::mutex mutex;
-  std::condition_variable finished;
-
-  void work() {
-    for (Index i; (i = next.fetch_add(1)) < size;) {
-      task(i);
-      if (done.fetch_add(1) + 1 == size) {
-        std::lock_guard<std::mutex> lock(mutex);
-        finished.notify_all();
-      }
-    }
-  }
-};
-
-// Runs task(0) ... task(size - 1) on the pool and this thread. It can't deadlock on a full pool: this
-// thread takes whatever nobody else has taken, and a helper that comes late finds nothing to do.
-void parallel_for(ffi::ThreadPool& pool, Index size, std::function<void(Index)> task) {
-  auto job = std::make_shared<Job>();
-  job->size = size;
-  job->task = std::move(task);
-  Index helpers = std::min(pool.num_threads(), size) - 1;
-  for (Index i = 0; i < helpers; ++i) pool.Schedule([job] { job->work(); });
-  job->work();
-  std::unique_lock<std::mutex> lock(job->mutex);
-  job->finished.wait(lock, [&] { return job->done.load() == job->size; });
-}
 
 // A buffer of this thread, grown as needed, aligned to a cache line; contents are undefined.
 float* scratch(size_t floats) {

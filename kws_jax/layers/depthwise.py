@@ -9,7 +9,6 @@ read when a function is traced. Inside `shard_map`, CPUs need `check_vma=False`;
 sharded over several CPU devices are gathered for the kernel.
 """
 
-import ctypes
 import functools
 import itertools
 import logging
@@ -358,7 +357,8 @@ def ffi_problem() -> str:
     from kws_jax.layers import ffi_build
 
     try:
-        library = ffi_build.load_library(_SOURCE)
+        operations = 'Forward', 'InputGradient', 'WeightGradient'
+        ffi_build.register(_SOURCE, tuple(f'KwsDepthwise{name}' for name in operations))
     except ffi_build.BuildError as error:
         _log.warning(
             'The fast CPU kernel for depthwise convolutions is not available, a slower form in '
@@ -366,12 +366,6 @@ def ffi_problem() -> str:
             error,
         )
         return str(error)
-    for handler in ('Forward', 'InputGradient', 'WeightGradient'):
-        function = getattr(library, f'KwsDepthwise{handler}')
-        function.restype = ctypes.c_void_p
-        jax.ffi.register_ffi_target(
-            f'KwsDepthwise{handler}', jax.ffi.pycapsule(function), platform='cpu'
-        )
     return ''
 
 

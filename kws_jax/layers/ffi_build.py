@@ -11,6 +11,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,12 +74,32 @@ def load_library(source: pathlib.Path) -> ctypes.CDLL:
         raise BuildError(str(error)) from error
 
 
+def register(source: pathlib.Path, handlers: tuple[str, ...]) -> None:
+    """Makes the FFI handlers of C++ file `source` known to XLA's CPU backend, by their names.
+
+    Raises:
+        BuildError: as `load_library`.
+    """
+    library = load_library(source)
+    for name in handlers:
+        function = getattr(library, name)
+        function.restype = ctypes.c_void_p
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform='cpu')
+
+
+def _sources(source: pathlib.Path) -> list[pathlib.Path]:
+    """The file and the headers of ours that it includes."""
+    found = re.findall(r'^#include "([^"]+)"', source.read_text(), re.MULTILINE)
+    headers = [source.parent / name for name in found]
+    return [source, *(header for header in headers if header.exists())]
+
+
 def _fingerprint(source: pathlib.Path, compiler: list[str]) -> str:
     version = _run([*compiler, '--version'])
     if version.returncode:
         raise BuildError(f'{shlex.join(compiler)} --version failed: {_last_line(version.stderr)}')
     parts = (
-        source.read_bytes(),
+        *(part.read_bytes() for part in _sources(source)),
         repr((compiler, FLAGS, TUNING)).encode(),
         version.stdout.encode(),
         _processor().encode(),

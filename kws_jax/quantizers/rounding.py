@@ -1,9 +1,17 @@
 """Rounding with straight-through gradients: the arithmetic that every quantizer here is made of."""
 
 import functools
+import logging
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from kws_jax.layers import ffi_build
+
+_SOURCE = pathlib.Path(__file__).with_name('quantize.cc')
+_log = logging.getLogger(__name__)
 
 
 @jax.custom_vjp
@@ -50,15 +58,52 @@ def _quantize_forward(x, step, levels, signed):
 
 def _quantize_backward(signed, saved, g):
     x, step, levels = saved
+    to_x, to_step, side = jax.lax.platform_dependent(
+        x,
+        g,
+        step,
+        levels,
+        cpu=functools.partial(_gradient_on_cpu, signed=signed),
+        default=functools.partial(_gradient, signed=signed),
+    )
+    return to_x, to_step, side * step
+
+
+def _gradient(x, g, step, levels, *, signed):
     v = x / step
     low = -levels if signed else jnp.zeros_like(levels)
     inside = (v >= low) & (v <= levels)
     code = jnp.round(jnp.clip(v, low, levels))
-    to_x = jnp.where(inside, g, 0.0)
-    to_step = jnp.sum(g * jnp.where(inside, code - v, code))
     side = (v > levels).astype(g.dtype) - ((v < low) & signed).astype(g.dtype)
-    to_levels = jnp.sum(g * side) * step
-    return to_x, to_step, to_levels
+    to_step = jnp.sum(g * jnp.where(inside, code - v, code))
+    return jnp.where(inside, g, 0.0), to_step, jnp.sum(g * side)
+
+
+def _gradient_on_cpu(x, g, step, levels, *, signed):
+    """One sweep over `x` in a kernel of our own, where it can be built."""
+    operands = x, g, step, levels
+    plain = any(value.dtype != jnp.float32 for value in operands)
+    if plain or jax.default_backend() != 'cpu' or ffi_problem():
+        return _gradient(*operands, signed=signed)
+    results = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct((2,), x.dtype)
+    call = jax.ffi.ffi_call('KwsQuantizeGradient', results, vmap_method='sequential')
+    to_x, sums = call(*operands, is_signed=np.int64(signed))
+    return to_x, sums[0], sums[1]
+
+
+@functools.cache
+def ffi_problem() -> str:
+    """Why the CPU kernel can't be used, or '' once it is built, loaded and known to XLA."""
+    try:
+        ffi_build.register(_SOURCE, ('KwsQuantizeGradient',))
+    except ffi_build.BuildError as error:
+        _log.warning(
+            'The fast CPU kernel for gradients of rounding is not available, a slower form in JAX '
+            'takes over: %s',
+            error,
+        )
+        return str(error)
+    return ''
 
 
 quantize.defvjp(_quantize_forward, _quantize_backward)

@@ -1,12 +1,14 @@
 """Rounding: values worked by hand, and gradients that are those of an ordinary function."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kws_jax.quantizers import rounding
 from kws_jax.quantizers.rounding import binarize, largest_code, quantize, round_through
 
 POINTS = {  # as many in each, so that they share compiled code
@@ -150,3 +152,40 @@ def test_straight_through_functions_work_under_jit_and_vmap():
 def test_largest_codes():
     assert [largest_code(b, True) for b in range(1, 9)] == [0, 1, 3, 7, 15, 31, 63, 127]
     assert [largest_code(b, False) for b in range(1, 9)] == [1, 3, 7, 15, 31, 63, 127, 255]
+
+
+@pytest.mark.skipif(bool(rounding.ffi_problem()), reason='no C++ compiler')
+@pytest.mark.parametrize('size', [1, 15, 16, 1000, 32768, 100_003])
+@pytest.mark.parametrize(('signed', 'levels'), [(True, 7.0), (False, 3.6), (False, 65535.0)])
+def test_the_cpu_kernel_gives_the_gradients_of_the_jax_form(size, signed, levels):
+    rng = np.random.default_rng(size)
+    x, g = rng.normal(size=(2, size)).astype(np.float32)
+    x[::7] = np.float32(0.25) * rng.integers(-9, 9, len(x[::7]))  # ties, bounds
+    operands = x, g, np.float32(0.25 if levels < 100 else 1e-4), np.float32(levels)
+    with_kernel = jax.jit(functools.partial(rounding._gradient_on_cpu, signed=signed))
+    assert 'KwsQuantizeGradient' in with_kernel.lower(*operands).as_text()
+    got = with_kernel(*operands)
+    wanted = rounding._gradient(*operands, signed=signed)
+    np.testing.assert_array_equal(got[0], wanted[0])
+    for a, b in zip(got[1:], wanted[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.sqrt(size))
+    for a, b in zip(got, with_kernel(*operands), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_without_a_compiler_the_jax_form_takes_over_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    rounding.ffi_problem.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger=rounding.__name__):
+            texts = [
+                jax.jit(jax.grad(lambda x, s=signed: quantize(x, 0.5, 3.0, s).sum()))
+                .lower(jnp.ones(3))
+                .as_text()
+                for signed in (True, False)
+            ]
+        assert not any('KwsQuantize' in text for text in texts)
+        assert ['no-such-compiler' in r.getMessage() for r in caplog.records] == [True]
+    finally:
+        monkeypatch.undo()
+        rounding.ffi_problem.cache_clear()
