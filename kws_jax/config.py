@@ -61,7 +61,7 @@ def run(
       errors: what a user can put right.
     """
 
-    _use_huge_pages()
+    use_huge_pages()
 
     def parser(argv):
         try:
@@ -94,7 +94,7 @@ def _leave(number, frame):
     sys.exit(0)
 
 
-def _use_huge_pages():
+def use_huge_pages():
     """Starts the process anew with malloc on huge pages, where glibc can: XLA:CPU takes its memory
     anew at each call, and page faults were 30 % of a training step."""
     tunables = os.environ.get('GLIBC_TUNABLES', '')

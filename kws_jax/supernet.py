@@ -49,7 +49,10 @@ def select(space: SearchSpace, tree: dict, path: jax.Array) -> dict:
     picked = dict(tree)
     for i, layer in enumerate(space.layers):
         index = jnp.minimum(path[i], len(_blocks(layer)) - 1)
-        picked[layer.name] = jax.tree.map(lambda a, index=index: a[index], tree[layer.name])
+        picked[layer.name] = jax.tree.map(
+            lambda a, index=index: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
+            tree[layer.name],
+        )
     return picked
 
 
@@ -60,8 +63,11 @@ def scatter(space: SearchSpace, tree: dict, slices: dict, path: jax.Array) -> di
         count = len(_blocks(layer))
         index = jnp.minimum(path[i], count - 1)
 
-        def put(whole, part, index=index, live=path[i] < count):
-            return whole.at[index].set(jnp.where(live, part, whole[index]))
+        def put(whole, part, index=index, skips=count < len(layer.choices), i=i, count=count):
+            if skips:
+                old = jax.lax.dynamic_index_in_dim(whole, index, keepdims=False)
+                part = jax.lax.select(path[i] < count, part, old)
+            return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
 
         written[layer.name] = jax.tree.map(put, tree[layer.name], slices[layer.name])
     return written

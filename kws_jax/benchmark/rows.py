@@ -8,15 +8,26 @@ rounds of ours / peer, or None), `bar` (what must be reached: of `ratio` where t
 import functools
 import gc
 import importlib.util
+import io
 import itertools
+import pathlib
+import tempfile
+import time
+import wave
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kws_jax import costs, frontends, network, quantizers
+from kws_jax.benchmark import fresh
 from kws_jax.benchmark.timing import interleaved, ratio
+from kws_jax.data import cache as cache_lib
 from kws_jax.data.backgrounds import int16_to_float
+from kws_jax.data.batches import training_source
+from kws_jax.data.dataset import Dataset
+from kws_jax.data.labels import LabelSet
+from kws_jax.data.pools import Pools
 from kws_jax.layers.depthwise import depthwise_conv
 from kws_jax.search import arch as arch_lib
 from kws_jax.search import prices
@@ -221,6 +232,11 @@ class Trained:
         }
         self.noise = jnp.zeros(16000, jnp.int16)
 
+    def compile(self) -> int:
+        """Traces and compiles the step; returns bytes of its working memory."""
+        self.step = self.step.lower(self.state, self.batch, self.noise).compile()
+        return self.step.memory_analysis().temp_size_in_bytes
+
     def __call__(self):
         """Trains one step."""
         self.state, metrics = self.step(self.state, self.batch, self.noise)
@@ -348,18 +364,14 @@ def quantized_step(rounds: int = 9) -> dict:
 
 
 class Searched:
-    """A search that runs for real: our jitted updates, as the search calls them on this platform.
-
-    Attributes:
-      paths: int32 `[layers]` of the weight updates done so far.
-    """
+    """A search that runs for real: our jitted updates, as a search calls them on the CPU."""
 
     def __init__(
         self, *, batch: int = BATCH, arch: bool = False, searched: SearchSpace | None = None
     ):
         """Draws weights; `arch` also moves the arch params at every step."""
         self.space = searched or space()
-        self.arch, self.recipe, self.paths = arch, plain_recipe(), []
+        self.arch, self.recipe = arch, plain_recipe()
         table = costs.macs_table(self.space, front_end_macs=front_end().macs)
         self.target = 10e6
         shared = {
@@ -392,6 +404,15 @@ class Searched:
             state = self.move(state, self.batch)
         self.state = state.replace(step=state.step + 1)
         return metrics['loss']
+
+    def compile(self) -> int:
+        """Traces and compiles what a step calls; returns bytes of its working memory."""
+        self.update = self.update.lower(self.state, self.batch, self.noise).compile()
+        programs = [self.update]
+        if self.arch:
+            self.move = self.move.lower(self.state, self.batch).compile()
+            programs.append(self.move)
+        return max(program.memory_analysis().temp_size_in_bytes for program in programs)
 
     def path(self, step: int) -> np.ndarray:
         """The path that the weight update of a step samples while arch params are uniform."""
@@ -484,6 +505,98 @@ def average_architecture() -> Architecture:
     drawn = [space().sample(rng) for _ in range(2000)]
     live = [a for a in drawn if a.live_layers == len(space().layers)]
     return min(live, key=lambda a: abs(table.of(a) - mean))
+
+
+# --------------------------------------------------------------- compilation, memory, input
+
+
+def compiling() -> list[dict]:
+    """Trace and compilation of the search step, cold and from the cache; its peak memory."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold = fresh.measure(cache)
+        warm = [fresh.measure(cache) for _ in range(3)]
+    what = f"of the search step, the paper's space, batch {BATCH}, in a fresh process"
+    seconds = [run['compile_seconds'] for run in warm]
+    peak = [run['peak_bytes'] / 2**20 for run in warm]
+    return [
+        row('compile_cold', f'trace and compilation {what}', ours=cold['compile_seconds'], bar=20),
+        row('compile_warm', f'trace and reading the cache {what}', ours=seconds, bar=3),
+        row(
+            'search_memory',
+            f'growth of resident memory {what}, programs from the cache',
+            ours=peak,
+            unit='MiB',
+            bar=1024,
+            with_compilation=cold['peak_bytes'] / 2**20,
+        ),
+    ]
+
+
+def decode(recordings: int = 20_000) -> list[dict]:
+    """Decoding WAVs into the cache; then the share that batches take of a training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        labels = _write_recordings(folder / 'clips', recordings)
+        began = time.perf_counter()
+        cache = cache_lib.open_cache(sorted((folder / 'clips').iterdir()), folder, progress=False)
+        seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        cache = cache_lib.open_cache(sorted((folder / 'clips').iterdir()), folder, progress=False)
+        again = time.perf_counter() - began
+        shares = _input_share(cache, labels)
+    return [
+        row(
+            'decode',
+            f'decoding {recordings} WAVs of one second into the cache',
+            ours=seconds,
+            bar=20,
+            opening_again=again,
+        ),
+        row(
+            'input_share',
+            f'making a batch of {BATCH} as a share of a training step (it is made ahead, in a '
+            'thread)',
+            ours=shares,
+            unit='%',
+            bar=5,
+        ),
+    ]
+
+
+def _write_recordings(folder, count):
+    """Recordings of twelve tones, one second each; returns their labels, in the order of names."""
+    folder.mkdir()
+    audio, labels = clips(240)
+    header = io.BytesIO()
+    with wave.open(header, 'wb') as file:
+        file.setparams((1, 2, 16000, 0, 'NONE', 'NONE'))
+        file.writeframes(audio[0].tobytes())
+    start = header.getvalue()[:44]
+    for i in range(count):
+        (folder / f'{i:06d}.wav').write_bytes(start + audio[i % len(audio)].tobytes())
+    return np.resize(labels, count)
+
+
+def _input_share(cache, labels, rounds=9):
+    none = np.zeros(0, np.int32)
+    names = tuple(f'word{i}' for i in range(12))
+    every = {'training': (np.arange(len(labels), dtype=np.int32), labels)}
+    every |= dict.fromkeys(('validation', 'testing'), (none, none))
+    data = Dataset(
+        labels=LabelSet(names, names, None, None),
+        audio=cache.audio,
+        pools=Pools(every, dict.fromkeys(every, none), none),
+        noise={},
+        unknown_percent=0.0,
+        silence_percent=0.0,
+        fingerprint='benchmark',
+    )
+    source = training_source(data, batch=BATCH, seed=0)
+    numbers = itertools.count()
+    step = Trained(architecture())
+    calls = {'batch': lambda: jax.device_put(source(next(numbers), 1)), 'step': step}
+    seconds = interleaved(calls, rounds=rounds)
+    return 100 * seconds['batch'] / seconds['step']
 
 
 def free() -> None:
