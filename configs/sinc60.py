@@ -64,8 +64,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'method': 'proxyless',  # or uniform, random, given
         'choices': ('',),  # of the method given: e1k3, identity, ...
         'batch': 32,  # small batches: more updates to each of the many candidates
-        'warmup_epochs': 6,
-        'epochs': 8,
+        'warmup_epochs': 5,
+        'epochs': 6,
         'warmup_lr': 0.2,
         'lr': 0.2,
         'weight_decay': 4e-5,
@@ -79,7 +79,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     train = {
         'from_supernet': True,
-        'epochs': 30,
+        'epochs': 26,
         'lr': 0.2,
         'warmup_epochs': 0.5,
         'weight_decay': 1e-4,
@@ -106,7 +106,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
     quantized = {
         'form': 'step_range',
-        'epochs': 5,
+        'epochs': 4,
         'lr': 0.06,
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
@@ -116,9 +116,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8}
     config.trained_bits = quantized | {
         'enabled': True,
-        'epochs': 7,
+        'epochs': 6,
         'start_bits': 5,
-        'learn_epochs': 5,
+        'learn_epochs': 4,
         'learn_lr': 0.1,
         'quant_lr': 0.02,
         'price': 'budget',

@@ -49,11 +49,12 @@ constexpr bool kManyRegisters = false;
 #endif
 #endif
 
-// Strips of output columns held in registers; 13 divides the widths 13, 25 and 49 with little waste.
-constexpr int kLong = kManyRegisters ? 13 : 7;
-constexpr int kShort = kManyRegisters ? 7 : 4;
+// Strips of output columns held in registers: 15 and 8 leave no rest of the widths 30, 15 and 8 that 60
+// filters come down to, 16 registers hold only the shorter ones.
+constexpr int kLong = kManyRegisters ? 15 : 8;
+constexpr int kShort = kManyRegisters ? 8 : 5;
 // The same for the gradient of a strided input, where a strip has to start at an even column.
-constexpr int kLongEven = kManyRegisters ? 14 : 8;
+constexpr int kLongEven = kManyRegisters ? 16 : 8;
 constexpr int kShortEven = kManyRegisters ? 8 : 4;
 
 constexpr Index kPartialSums = 16;  // of the weight gradient; more than threads, to balance them
@@ -175,10 +176,12 @@ void pack_image_as(const float* image, Index height, Index width, const Block& b
     return v;
   };
   const Index whole = block.whole_pixels(height * width, V);
-  const size_t right = (columns - left - width) * V * sizeof(float);
+  auto zero_columns = [&](Index count) INLINE_LAMBDA {  // few; a call of memset would cost more
+    const Vec<V> none = {};
+    for (; count > 0; --count, to += V) store<V>(to, none);
+  };
   for (Index row = 0; row < height; ++row) {
-    std::memset(to, 0, left * V * sizeof(float));
-    to += left * V;
+    zero_columns(left);
     const float* from = image + row * width * block.channels + block.first;
     const Index fast = std::max<Index>(0, std::min(width, whole - row * width));
     Index column = 0;
@@ -192,8 +195,7 @@ void pack_image_as(const float* image, Index height, Index width, const Block& b
       std::memcpy(&v, from, block.lanes * sizeof(float));
       store<V>(to, clipped(v));
     }
-    std::memset(to, 0, right);
-    to += right / sizeof(float);
+    zero_columns(columns - left - width);
   }
 }
 
