@@ -114,7 +114,6 @@ def draw(report: dict):
         axes[0][0].set_ylabel('seconds a step')
         axes[1][0].set_ylabel('MiB of working memory')
         axes[0][0].legend()
-        picture.tight_layout()
     return picture
 
 

@@ -86,9 +86,9 @@ def make_network(architecture: Architecture, params: dict, averages: dict) -> Ne
 
 
 def sgd(net: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum 0.9; weights of two and more dimensions decay."""
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    rest = [p for p in net.parameters() if p.ndim <= 1]
+    """SGD with Nesterov momentum 0.9; weights behind the front end decay, as ours do."""
+    decayed = [p for n, p in net.named_parameters() if p.ndim > 1 and n != 'front.weight']
+    rest = [p for n, p in net.named_parameters() if p.ndim <= 1 or n == 'front.weight']
     groups = [{'params': decayed, 'weight_decay': weight_decay}, {'params': rest}]
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 

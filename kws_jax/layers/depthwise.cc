@@ -160,7 +160,7 @@ std::vector<float> pack_weights(const Problem& p, const float* w, bool flip) {
 // Copies a block of an image [height, width, channels] to `to` [height, columns, V], with `left` zero
 // columns before it and zeros after it, clipped on the way if `Clipped`.
 template <int V, bool Clipped>
-void pack_image_as(const float* image, Index height, Index width, const Block& block, float* to,
+void pack_image_as(const float* image, Index height, Index width, Block block, float* to,
                    Index left, Index columns, const Gate* gate) {
   Vec<V> offset = {}, low = {}, high = {};
   if constexpr (Clipped) {
@@ -200,7 +200,7 @@ void pack_image_as(const float* image, Index height, Index width, const Block& b
 }
 
 template <int V>
-void pack_image(const float* image, Index height, Index width, const Block& block, float* to,
+void pack_image(const float* image, Index height, Index width, Block block, float* to,
                 Index left, Index columns, const Gate* gate = nullptr) {
   auto run = gate && gate->on ? pack_image_as<V, true> : pack_image_as<V, false>;
   run(image, height, width, block, to, left, columns, gate);
@@ -214,7 +214,7 @@ __attribute__((noinline)) void store_lanes(float* to, Vec<V> v, Index lanes) {
 // Writes `count` of the columns of a strip to an image [.., channels], from `pixel` on; what `pass`
 // does not let through, if there is one, as zeros.
 template <int V, int Strip>
-INLINE void store_strip(Vec<V> (&strip)[Strip], float* image, const Block& block, Index pixel,
+INLINE void store_strip(Vec<V> (&strip)[Strip], float* image, Block block, Index pixel,
                         Index count, Index whole, Pass<V>* pass) {
   float* to = image + pixel * block.channels + block.first;
   if (pass) {
@@ -262,7 +262,7 @@ Index packed_columns(Index out_width, Index strip, Index stride, Index kw, Index
 // Correlates a packed block `x` [height, columns, V] with `w` [kh, KW, kWide].
 template <int V, int KW, int S, int Strip>
 void correlate(const float* x, Index height, Index columns, const float* w, Index kh, float* out,
-               Index out_height, Index out_width, const Block& block, Pass<V>* pass) {
+               Index out_height, Index out_width, Block block, Pass<V>* pass) {
   const Index ph = kh / 2, whole = block.whole_pixels(out_height * out_width, V);
   for (Index i = 0; i < out_height; ++i) {
     const Index first = std::max<Index>(0, ph - i * S);
@@ -298,7 +298,7 @@ constexpr int reach_of(int kw, int strip) { return (strip - 1 + kw / 2) / 2 + le
 // `lead_of(KW)` zero columns before it.
 template <int V, int KW, int Strip>
 void spread(const float* g, Index out_height, Index columns, const float* w, Index kh, float* dx,
-            Index height, Index width, const Block& block, Pass<V>* pass) {
+            Index height, Index width, Block block, Pass<V>* pass) {
   static_assert(Strip % 2 == 0, "taps of a column depend on its parity");
   constexpr int lead = lead_of(KW), pw = KW / 2;
   const Index ph = kh / 2, whole = block.whole_pixels(height * width, V);
@@ -328,43 +328,51 @@ void spread(const float* g, Index out_height, Index columns, const float* w, Ind
 }
 
 // Adds the gradient of the weight to `dw` [kh, KW, kWide], from a packed input and a packed output
-// gradient whose `g_columns` are a multiple of Strip.
-template <int V, int KW, int S, int Strip>
+// gradient whose `g_columns` are a multiple of Strip. Takes KH rows of taps at once, so that enough
+// sums are under way: one alone waits for its own last addition.
+template <int V, int KW, int S, int Strip, int KH>
 void weigh(const float* x, Index height, Index columns, const float* g, Index out_height,
            Index g_columns, Index kh, float* dw) {
   const Index ph = kh / 2;
-  for (Index ky = 0; ky < kh; ++ky) {
-    Vec<V> sum[KW] = {};
-    const Index first = ceil_div(std::max<Index>(0, ph - ky), S);
-    const Index beyond = height + ph - ky;
-    const Index last = beyond <= 0 ? 0 : std::min(out_height, ceil_div(beyond, S));
-    for (Index i = first; i < last; ++i) {
+  for (Index from_ky = 0; from_ky < kh; from_ky += KH) {
+    Vec<V> sum[KH][KW] = {};
+    for (Index i = 0; i < out_height; ++i) {
       for (Index j = 0; j < g_columns; j += Strip) {
-        const float* row = x + ((i * S + ky - ph) * columns + j * S) * V;
         const float* from = g + (i * g_columns + j) * V;
         Vec<V> d[Strip];
         unroll<Strip>([&](auto o) INLINE_LAMBDA { load<V>(from + o * V, d[o]); });
-        unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
-          Vec<V> v;
-          load<V>(row + c * V, v);
-          unroll<KW>([&](auto kx) INLINE_LAMBDA {
-            constexpr int offset = c - kx;
-            if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
-              sum[kx] += v * d[offset / S];
-            }
+        unroll<KH>([&](auto k) INLINE_LAMBDA {
+          const Index at = i * S + from_ky + k - ph;
+          if (at < 0 || at >= height || from_ky + k >= kh) return;
+          const float* row = x + (at * columns + j * S) * V;
+          unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
+            Vec<V> v;
+            load<V>(row + c * V, v);
+            unroll<KW>([&](auto kx) INLINE_LAMBDA {
+              constexpr int offset = c - kx;
+              if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
+                sum[k][kx] += v * d[offset / S];
+              }
+            });
           });
         });
       }
     }
-    unroll<KW>([&](auto kx) INLINE_LAMBDA {
-      float* to = dw + (ky * KW + kx) * kWide;
-      Vec<V> total;
-      load<V>(to, total);
-      total += sum[kx];
-      store<V>(to, total);
+    unroll<KH>([&](auto k) INLINE_LAMBDA {
+      if (from_ky + k >= kh) return;
+      unroll<KW>([&](auto kx) INLINE_LAMBDA {
+        float* to = dw + ((from_ky + k) * KW + kx) * kWide;
+        Vec<V> total;
+        load<V>(to, total);
+        total += sum[k][kx];
+        store<V>(to, total);
+      });
     });
   }
 }
+
+// Rows of taps whose sums and a strip fit the registers.
+constexpr int rows_at_once(int kw) { return !kManyRegisters ? 1 : kw <= 3 ? 3 : 1; }
 
 // ----------------------------------------------------------------------------------- dispatch
 
@@ -417,7 +425,7 @@ struct Passage {
 
 // Calls f(pass of this block, or null), then keeps its sum.
 template <int V, class F>
-INLINE void through(const Passage& passage, const Block& block, F&& f) {
+INLINE void through(const Passage& passage, Block block, F&& f) {
   if (!passage.gate || !passage.gate->on) return f(static_cast<Pass<V>*>(nullptr));
   Pass<V> pass{passage.x, {}, same<V>(passage.gate->low), same<V>(passage.gate->high), {}};
   load<V>(passage.gate->offset.data() + block.first, pass.offset);
@@ -432,7 +440,7 @@ void correlate_image(const Problem& p, Index stride, const float* x, Index heigh
   const Index strip = strip_for(out_width, kLong, kShort);
   const Index columns = packed_columns(out_width, strip, stride, p.kw, width);
   float* packed = scratch(height * columns * kWide);
-  for_blocks(p, [&](auto vector, const Block& block, Index b) {
+  for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
     pack_image<V>(x, height, width, block, packed, p.pw(), columns, gate);
     through<V>(passage, block, [&](Pass<V>* pass) {
@@ -455,7 +463,7 @@ void spread_image(const Problem& p, const float* g, const float* w, float* dx,
   const Index columns = std::max((ceil_div(p.width, strip) - 1) * (strip / 2) + reach_of(p.kw, strip),
                                  lead + p.out_width);
   float* packed = scratch(p.out_height * columns * kWide);
-  for_blocks(p, [&](auto vector, const Block& block, Index b) {
+  for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
     pack_image<V>(g, p.out_height, p.out_width, block, packed, lead, columns);
     through<V>(passage, block, [&](Pass<V>* pass) {
@@ -475,13 +483,15 @@ void weigh_image(const Problem& p, const float* x, const float* g, float* dw, co
   const Index g_columns = ceil_div(p.out_width, strip) * strip;
   float* packed = scratch((p.height * columns + p.out_height * g_columns) * kWide);
   float* packed_g = packed + p.height * columns * kWide;
-  for_blocks(p, [&](auto vector, const Block& block, Index b) {
+  for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
     pack_image<V>(x, p.height, p.width, block, packed, p.pw(), columns, gate);
     pack_image<V>(g, p.out_height, p.out_width, block, packed_g, 0, g_columns);
     with_kernel_width(p.kw, [&](auto kw) {
       with_stride(p.stride, [&](auto s) {
-        auto run = strip == kLong ? weigh<V, kw, s, kLong> : weigh<V, kw, s, kShort>;
+        constexpr int at_once = rows_at_once(kw);
+        auto run = strip == kLong ? weigh<V, kw, s, kLong, at_once>
+                                  : weigh<V, kw, s, kShort, at_once>;
         run(packed, p.height, columns, packed_g, p.out_height, g_columns, p.kh,
             dw + b * p.kh * p.kw * kWide);
       });
