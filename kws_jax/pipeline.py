@@ -239,11 +239,20 @@ def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str
 def hardware() -> dict:
     """What the numbers were measured on."""
     return {
-        'cpu': platform.processor() or platform.machine(),
+        'cpu': _processor(),
         'cores': os.cpu_count(),
         'devices': [device.device_kind for device in jax.local_devices()],
         'jax': jax.__version__,
     }
+
+
+def _processor():
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as lines:
+            found = [line.split(':', 1)[1].strip() for line in lines if 'model name' in line]
+    except OSError:
+        found = []
+    return found[0] if found else platform.processor() or platform.machine()
 
 
 def run(config: dict, data, workdir) -> dict:

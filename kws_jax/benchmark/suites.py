@@ -1,14 +1,12 @@
 """Suites of rows: run with a progress bar, kept as JSON, shown as a table."""
 
-import os
-import platform
 import time
 from collections.abc import Callable
 
-import jax
 import tqdm
 
 from kws_jax.benchmark import growth, rows
+from kws_jax.pipeline import hardware
 
 # what measures a row, or several at once, and the rows it gives
 TRAINING = {
@@ -63,13 +61,7 @@ def run(suite: str, wanted=(), *, keep: Callable[[dict], None] = lambda report: 
     report = {
         'rows': [],
         'matrix_product_macs_per_second': rows.matrix_product(),
-        'hardware': {
-            'cpu': _processor(),
-            'cores': os.cpu_count(),
-            'devices': [device.device_kind for device in jax.local_devices()],
-            'jax': jax.__version__,
-            'torch': _torch_version(),
-        },
+        'hardware': hardware() | {'torch': _torch_version()},
     }
     chosen = [f for f, several in SUITES[suite].items() if not wanted or {*several} & {*wanted}]
     for function in tqdm.tqdm(chosen, desc=f'{suite} benchmark', unit='row'):
@@ -132,15 +124,6 @@ def _amount(value, unit):
     if unit == 's':
         return f'{value:.2f} s' if value >= 1 else f'{1000 * value:.0f} ms'
     return f'{value:.1f} {unit}' if value < 100 else f'{value:.0f} {unit}'
-
-
-def _processor():
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as lines:
-            found = [line.split(':', 1)[1].strip() for line in lines if 'model name' in line]
-    except OSError:
-        found = []
-    return found[0] if found else platform.processor() or platform.machine()
 
 
 def _torch_version():
