@@ -290,6 +290,43 @@ void correlate(const float* x, Index height, Index columns, const float* w, Inde
   }
 }
 
+// The same from the image itself [height, width, channels], for a whole block of channels: what small
+// kernels do with a packed block takes hardly longer than packing it.
+template <int V, int KW, int S, int Strip>
+void correlate_unpacked(const float* x, Index height, Index width, const float* w, Index kh,
+                        float* out, Index out_height, Index out_width, Block block, Pass<V>* pass) {
+  constexpr int pw = KW / 2;
+  const Index ph = kh / 2, whole = block.whole_pixels(out_height * out_width, V);
+  const Index channels = block.channels;
+  for (Index i = 0; i < out_height; ++i) {
+    const Index first = std::max<Index>(0, ph - i * S);
+    const Index last = std::min(kh, height + ph - i * S);
+    for (Index j = 0; j < out_width; j += Strip) {
+      const Index beyond = width + pw - j * S;
+      Vec<V> sum[Strip] = {};
+      for (Index ky = first; ky < last; ++ky) {
+        const float* row =
+            x + ((i * S + ky - ph) * width + j * S - pw) * channels + block.first;
+        Vec<V> tap[KW];
+        unroll<KW>([&](auto kx) INLINE_LAMBDA { load<V>(w + (ky * KW + kx) * kWide, tap[kx]); });
+        unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
+          if (c >= beyond || (c < pw && c + j * S < pw)) return;
+          Vec<V> v;
+          load<V>(row + c * channels, v);
+          unroll<KW>([&](auto kx) INLINE_LAMBDA {
+            constexpr int offset = c - kx;
+            if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
+              sum[offset / S] += v * tap[kx];
+            }
+          });
+        });
+      }
+      store_strip<V, Strip>(sum, out, block, i * out_width + j, std::min<Index>(Strip, out_width - j),
+                            whole, pass);
+    }
+  }
+}
+
 // First packed column, relative to half the first column of a strip, that reaches the strip.
 constexpr int lead_of(int kw) { return kw / 2 / 2; }
 constexpr int reach_of(int kw, int strip) { return (strip - 1 + kw / 2) / 2 + lead_of(kw) + 1; }
@@ -442,10 +479,19 @@ void correlate_image(const Problem& p, Index stride, const float* x, Index heigh
   float* packed = scratch(height * columns * kWide);
   for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
-    pack_image<V>(x, height, width, block, packed, p.pw(), columns, gate);
+    const bool unpacked = p.kw <= 3 && block.lanes == V && !(gate && gate->on);
+    if (!unpacked) pack_image<V>(x, height, width, block, packed, p.pw(), columns, gate);
     through<V>(passage, block, [&](Pass<V>* pass) {
       with_kernel_width(p.kw, [&](auto kw) {
         with_stride(stride, [&](auto s) {
+          if constexpr (kw <= 3) {
+            if (unpacked) {
+              auto run = strip == kLong ? correlate_unpacked<V, kw, s, kLong>
+                                        : correlate_unpacked<V, kw, s, kShort>;
+              return run(x, height, width, w + b * p.kh * p.kw * kWide, p.kh, out, out_height,
+                         out_width, block, pass);
+            }
+          }
           auto run = strip == kLong ? correlate<V, kw, s, kLong> : correlate<V, kw, s, kShort>;
           run(packed, height, columns, w + b * p.kh * p.kw * kWide, p.kh, out, out_height,
               out_width, block, pass);
