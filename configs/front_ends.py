@@ -6,7 +6,7 @@
 Three minutes each on 2 cores with about 17,000 training clips. Variants:
   sinc, sinc_none                 SincConv, 60 filters, with log compression and without
   quadrature, quadrature_raw      pairs of filters in quadrature; without normalization of the image
-  conv                            Conv1D, every tap free
+  conv, conv_mel                  Conv1D, every tap free; from random taps and from the mel bank
   log_mel, mfcc                   60 mel bands; 40 coefficients
   mini                            shows that it runs
 """
@@ -22,6 +22,7 @@ FRONT_ENDS = {
     'quadrature': {'name': 'sinc', 'filters': 60, 'quadrature': True},
     'quadrature_raw': {'name': 'sinc', 'filters': 60, 'quadrature': True, 'normalize': False},
     'conv': {'name': 'conv', 'filters': 60},
+    'conv_mel': {'name': 'conv', 'filters': 60, 'initial': 'mel'},
     'log_mel': {'name': 'log_mel', 'filters': 60},
     'mfcc': {'name': 'mfcc', 'filters': 40, 'kernel': 400, 'stride': 160, 'framing': 'valid'},
 }

@@ -50,14 +50,14 @@ def _status(field: str) -> int:
 def _main(cache):
     import jax
 
-    from kws_jax.benchmark import rows
+    from kws_jax.benchmark import subjects
     from kws_jax.training.devices import use_compilation_cache
 
     use_compilation_cache(cache)
     jax.block_until_ready(jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))))
-    rows.clips()
+    subjects.clips()
     before = _status('VmRSS')
-    search = rows.Searched(arch=True)
+    search = subjects.Searched(arch=True)
     began = time.perf_counter()
     search.compile()
     seconds = time.perf_counter() - began

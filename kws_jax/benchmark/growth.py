@@ -6,7 +6,7 @@ A sweep is a row like those of `rows`, without a peer, whose `points` hold one m
 import jax
 import numpy as np
 
-from kws_jax.benchmark import rows
+from kws_jax.benchmark import rows, subjects
 from kws_jax.benchmark.timing import interleaved
 from kws_jax.space import SearchSpace
 
@@ -17,8 +17,8 @@ def batch_growth(sizes=(10, 25, 50, 100, 200)) -> dict:
     """A training step and a search step, by batch size."""
     makers = {
         size: (
-            rows.Trained(rows.architecture(), batch=size),
-            rows.Searched(batch=size),
+            subjects.Trained(subjects.architecture(), batch=size),
+            subjects.Searched(batch=size),
         )
         for size in sizes
     }
@@ -29,8 +29,8 @@ def macs_growth(choices=('e1k3', 'e1k7', 'e2k5', 'e3k5', 'e4k5', 'e5k5', 'e6k7')
     """A training step of networks of one choice each, by their MACs."""
     makers = {}
     for choice in choices:
-        of = rows.space().architecture([choice] * len(rows.space().layers))
-        makers[rows.network_macs(of)] = (rows.Trained(of), None)
+        of = subjects.space().architecture([choice] * len(subjects.space().layers))
+        makers[subjects.network_macs(of)] = (subjects.Trained(of), None)
     return _sweep('macs_growth', 'MACs of the network', makers)
 
 
@@ -45,19 +45,19 @@ def candidates_growth() -> dict:
 
 def _candidates(expansions, kernels):
     names = [f'e{e}k{k}' for e in expansions for k in kernels]
-    stages = [s | {'candidates': names} for s in rows.space().to_json()['stages']]
-    searched = SearchSpace.from_json(rows.space().to_json() | {'stages': stages})
-    return {len(names): (None, rows.Searched(searched=searched))}
+    stages = [s | {'candidates': names} for s in subjects.space().to_json()['stages']]
+    searched = SearchSpace.from_json(subjects.space().to_json() | {'stages': stages})
+    return {len(names): (None, subjects.Searched(searched=searched))}
 
 
 def layers_growth(layers=(1, 2, 3, 4, 5)) -> dict:
     """A training step of e3k5 layers and a search step, by searched layers."""
     makers = {}
     for each in layers:
-        stages = [s | {'layers': each} for s in rows.space().to_json()['stages']]
-        searched = SearchSpace.from_json(rows.space().to_json() | {'stages': stages})
+        stages = [s | {'layers': each} for s in subjects.space().to_json()['stages']]
+        searched = SearchSpace.from_json(subjects.space().to_json() | {'stages': stages})
         of = searched.architecture(['e3k5'] * len(searched.layers))
-        makers[len(searched.layers)] = (rows.Trained(of), rows.Searched(searched=searched))
+        makers[len(searched.layers)] = (subjects.Trained(of), subjects.Searched(searched=searched))
     return _sweep('layers_growth', 'searched layers', makers)
 
 

@@ -259,60 +259,30 @@ Index packed_columns(Index out_width, Index strip, Index stride, Index kw, Index
 
 // -------------------------------------------------------------------------------- inner loops
 
-// Correlates a packed block `x` [height, columns, V] with `w` [kh, KW, kWide].
-template <int V, int KW, int S, int Strip>
+// Correlates a block with `w` [kh, KW, kWide]: `x` is either packed, [height, columns, V], or the image
+// itself, [height, columns, channels], for a whole block of channels. What small kernels do with a packed
+// block takes hardly longer than packing it.
+template <int V, int KW, int S, int Strip, bool Packed>
 void correlate(const float* x, Index height, Index columns, const float* w, Index kh, float* out,
                Index out_height, Index out_width, Block block, Pass<V>* pass) {
-  const Index ph = kh / 2, whole = block.whole_pixels(out_height * out_width, V);
-  for (Index i = 0; i < out_height; ++i) {
-    const Index first = std::max<Index>(0, ph - i * S);
-    const Index last = std::min(kh, height + ph - i * S);
-    for (Index j = 0; j < out_width; j += Strip) {
-      Vec<V> sum[Strip] = {};
-      for (Index ky = first; ky < last; ++ky) {
-        const float* row = x + ((i * S + ky - ph) * columns + j * S) * V;
-        Vec<V> tap[KW];
-        unroll<KW>([&](auto kx) INLINE_LAMBDA { load<V>(w + (ky * KW + kx) * kWide, tap[kx]); });
-        unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
-          Vec<V> v;
-          load<V>(row + c * V, v);
-          unroll<KW>([&](auto kx) INLINE_LAMBDA {
-            constexpr int offset = c - kx;
-            if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
-              sum[offset / S] += v * tap[kx];
-            }
-          });
-        });
-      }
-      store_strip<V, Strip>(sum, out, block, i * out_width + j, std::min<Index>(Strip, out_width - j),
-                            whole, pass);
-    }
-  }
-}
-
-// The same from the image itself [height, width, channels], for a whole block of channels: what small
-// kernels do with a packed block takes hardly longer than packing it.
-template <int V, int KW, int S, int Strip>
-void correlate_unpacked(const float* x, Index height, Index width, const float* w, Index kh,
-                        float* out, Index out_height, Index out_width, Block block, Pass<V>* pass) {
   constexpr int pw = KW / 2;
   const Index ph = kh / 2, whole = block.whole_pixels(out_height * out_width, V);
-  const Index channels = block.channels;
+  const Index pixel = Packed ? V : block.channels;
+  if (!Packed) x += block.first - pw * pixel;  // a packed block begins with the padding
   for (Index i = 0; i < out_height; ++i) {
     const Index first = std::max<Index>(0, ph - i * S);
     const Index last = std::min(kh, height + ph - i * S);
     for (Index j = 0; j < out_width; j += Strip) {
-      const Index beyond = width + pw - j * S;
+      const Index beyond = columns + pw - j * S;
       Vec<V> sum[Strip] = {};
       for (Index ky = first; ky < last; ++ky) {
-        const float* row =
-            x + ((i * S + ky - ph) * width + j * S - pw) * channels + block.first;
+        const float* row = x + ((i * S + ky - ph) * columns + j * S) * pixel;
         Vec<V> tap[KW];
         unroll<KW>([&](auto kx) INLINE_LAMBDA { load<V>(w + (ky * KW + kx) * kWide, tap[kx]); });
         unroll<(Strip - 1) * S + KW>([&](auto c) INLINE_LAMBDA {
-          if (c >= beyond || (c < pw && c + j * S < pw)) return;
+          if (!Packed && (c >= beyond || (c < pw && c + j * S < pw))) return;
           Vec<V> v;
-          load<V>(row + c * channels, v);
+          load<V>(row + c * pixel, v);
           unroll<KW>([&](auto kx) INLINE_LAMBDA {
             constexpr int offset = c - kx;
             if constexpr (offset >= 0 && offset % S == 0 && offset / S < Strip) {
@@ -484,17 +454,17 @@ void correlate_image(const Problem& p, Index stride, const float* x, Index heigh
     through<V>(passage, block, [&](Pass<V>* pass) {
       with_kernel_width(p.kw, [&](auto kw) {
         with_stride(stride, [&](auto s) {
+          const float* taps = w + b * p.kh * p.kw * kWide;
           if constexpr (kw <= 3) {
             if (unpacked) {
-              auto run = strip == kLong ? correlate_unpacked<V, kw, s, kLong>
-                                        : correlate_unpacked<V, kw, s, kShort>;
-              return run(x, height, width, w + b * p.kh * p.kw * kWide, p.kh, out, out_height,
-                         out_width, block, pass);
+              auto run = strip == kLong ? correlate<V, kw, s, kLong, false>
+                                        : correlate<V, kw, s, kShort, false>;
+              return run(x, height, width, taps, p.kh, out, out_height, out_width, block, pass);
             }
           }
-          auto run = strip == kLong ? correlate<V, kw, s, kLong> : correlate<V, kw, s, kShort>;
-          run(packed, height, columns, w + b * p.kh * p.kw * kWide, p.kh, out, out_height,
-              out_width, block, pass);
+          auto run = strip == kLong ? correlate<V, kw, s, kLong, true>
+                                    : correlate<V, kw, s, kShort, true>;
+          run(packed, height, columns, taps, p.kh, out, out_height, out_width, block, pass);
         });
       });
     });

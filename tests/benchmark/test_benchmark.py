@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from kws_jax.benchmark import growth, rows, suites, timing
+from kws_jax.benchmark import growth, rows, subjects, suites, timing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def test_every_depthwise_shape_of_the_paper_is_measured():
 
 
 def test_the_network_has_the_macs_of_the_paper():
-    assert rows.network_macs(rows.architecture()) == pytest.approx(13.6e6, rel=0.001)
+    assert subjects.network_macs(subjects.architecture()) == pytest.approx(13.6e6, rel=0.001)
 
 
 def test_the_names_of_the_rows_are_those_that_json_promises():
