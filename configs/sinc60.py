@@ -10,7 +10,7 @@ With recordings of few other words, synthetic speech of many makes `unknown` wid
       --config.data.unknown_percent=20
 
 Variants (`--config=configs/sinc60.py:VARIANT`):
-  (none)      about an hour on 2 cores with about 17,000 training clips
+  (none)      about 45 minutes on 2 cores with about 17,000 training clips
   quickstart  minutes, for the synthetic corpus; the default of launch/quickstart.sh
   mini        shows that everything runs, learns nothing of worth
   paper       40 + 120 epochs of search and 120 of training, as published (Peter et al. 2021);
