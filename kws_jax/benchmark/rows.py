@@ -272,7 +272,7 @@ def _search_row(name, what, rounds, *, arch):
     ours = Searched(arch=arch)
     calls, torch = {'ours': ours}, _torch()
     if torch:
-        calls['peer'] = _torch_search(torch, ours, arch)
+        calls['peer'] = _torch_search(torch, ours, arch, steps=2 * (rounds + 1))
     seconds = interleaved(calls, rounds=rounds)
     return row(
         name,
@@ -284,7 +284,7 @@ def _search_row(name, what, rounds, *, arch):
     )
 
 
-def _torch_search(torch, ours, arch):
+def _torch_search(torch, ours, arch, steps):
     from kws_jax.benchmark import torch_peers
 
     net = torch_peers.make_supernet(ours.space, ours.state.params, ours.state.averages)
@@ -293,10 +293,11 @@ def _torch_search(torch, ours, arch):
     table = costs.macs_table(ours.space, front_end_macs=front_end().macs)
     choice_costs = [torch.tensor(c, dtype=torch.float32) for c in table.layers]
     audio, labels = (torch.from_numpy(a) for a in clips())
-    labels, steps = labels.long(), itertools.count()
+    labels = labels.long()
+    paths = iter([ours.path(step) for step in range(steps)])  # not in the peer's time
 
     def run():
-        path = ours.path(next(steps))
+        path = next(paths)
         net.set_path(path)
         loss = torch_peers.train_step(net, optimizer, audio, labels)
         if arch:
