@@ -11,6 +11,9 @@
 // afterwards: blocks run from the last to the first, pixels from the first to the last. Only where a
 // full vector would leave the image are the lanes copied one by one.
 //
+// Block after block is a poor order for memory: one line in every few, which prefetchers do not follow.
+// So each image is first brought into the cache in its own order, where a batch is too large to be there.
+//
 // The input may be clipped on the way: clip(x + offset, low, high), the offset per channel. That is
 // done while a block is copied, and undone (gradients pass where the clip did not bite) where the
 // gradient of the input is written, so that no clipped image ever exists in memory.
@@ -90,6 +93,20 @@ float* scratch(size_t floats) {
   if (buffer.size() < floats + 16) buffer.resize(floats + 16);
   auto address = reinterpret_cast<uintptr_t>(buffer.data());
   return buffer.data() + ((64 - address % 64) % 64) / sizeof(float);
+}
+
+// Brings an image, or the place of one that will be written, into the cache of this core, if the batch of
+// `images` is so large that it is in no cache already.
+void bring(const float* image, Index floats, Index images) {
+  constexpr Index in_cache = 1 << 20;  // floats
+  if (floats * images < in_cache) return;
+  Vec<kWide> all = {}, v;
+  for (Index i = 0; i + kWide <= floats; i += kWide) {
+    load<kWide>(image + i, v);
+    all += v;
+  }
+  volatile float used = all[0];  // or the compiler would drop the loop
+  (void)used;
 }
 
 // ----------------------------------------------------------------------------------- problem
@@ -447,6 +464,8 @@ void correlate_image(const Problem& p, Index stride, const float* x, Index heigh
   const Index strip = strip_for(out_width, kLong, kShort);
   const Index columns = packed_columns(out_width, strip, stride, p.kw, width);
   float* packed = scratch(height * columns * kWide);
+  bring(x, height * width * p.channels, p.images);
+  bring(out, out_height * out_width * p.channels, p.images);
   for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
     const bool unpacked = p.kw <= 3 && block.lanes == V && !(gate && gate->on);
@@ -479,6 +498,8 @@ void spread_image(const Problem& p, const float* g, const float* w, float* dx,
   const Index columns = std::max((ceil_div(p.width, strip) - 1) * (strip / 2) + reach_of(p.kw, strip),
                                  lead + p.out_width);
   float* packed = scratch(p.out_height * columns * kWide);
+  bring(g, p.out_height * p.out_width * p.channels, p.images);
+  bring(dx, p.height * p.width * p.channels, p.images);
   for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
     pack_image<V>(g, p.out_height, p.out_width, block, packed, lead, columns);
@@ -499,6 +520,8 @@ void weigh_image(const Problem& p, const float* x, const float* g, float* dw, co
   const Index g_columns = ceil_div(p.out_width, strip) * strip;
   float* packed = scratch((p.height * columns + p.out_height * g_columns) * kWide);
   float* packed_g = packed + p.height * columns * kWide;
+  bring(x, p.height * p.width * p.channels, p.images);
+  bring(g, p.out_height * p.out_width * p.channels, p.images);
   for_blocks(p, [&](auto vector, Block block, Index b) {
     constexpr int V = vector;
     pack_image<V>(x, p.height, p.width, block, packed, p.pw(), columns, gate);
