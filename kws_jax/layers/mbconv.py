@@ -1,5 +1,7 @@
 """The inverted residual block: for one candidate, and padded so that the candidate is an input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,6 +196,13 @@ def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: b
     Returns:
       `[batch, h', w', out]` and the new (padded) state.
     """
+    return _padded_mbconv(
+        params, state, x, expansion, kernel, layer.stride, layer.keeps_shape, train
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))  # layers of one shape are traced once
+def _padded_mbconv(params, state, x, expansion, kernel, stride, residual, train):
     new = {}
     expand, project = params['expand'], params['project']
     w, offset, expand_state = fold_batch_norm(
@@ -214,12 +223,12 @@ def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: b
         pointwise_conv(x, w),
         params['depthwise']['w'],
         kernel,
-        expansion * layer.in_channels,
-        stride=layer.stride,
+        expansion * x.shape[-1],
+        stride=stride,
         clip=clip,
     )
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
     y, new['project'] = pointwise_batch_norm(
         _bn(project), state['project'], relu6(y), project['w'], train=train
     )
-    return (y + x if layer.keeps_shape else y), new
+    return (y + x if residual else y), new
