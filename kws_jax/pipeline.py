@@ -12,6 +12,7 @@ from absl import logging
 
 from kws_jax import frontends, network, quantizers
 from kws_jax import model as model_lib
+from kws_jax.data.batches import steps_per_epoch
 from kws_jax.model import Model
 from kws_jax.search import SEARCHERS, Problem, SearchResult, describe, prices, proxyless
 from kws_jax.space import SearchSpace, mfcc_space, table1_space
@@ -84,6 +85,11 @@ def check(config: dict, data) -> None:
             check_recipe(settings['recipe'])
         except TypeError as error:
             raise ValueError(f'{group}.{error}') from None
+    for name, batch in (('search.batch', search['batch']), ('batch', config['batch'])):
+        try:
+            steps_per_epoch(data, batch)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from None
     prices.make(**{'reference': config['target']['macs']} | search['price'])
     proxyless.check_choose(search['choose'])
     for weight, activation in fixed['pairs']:

@@ -60,6 +60,6 @@ if __name__ == '__main__':
     if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & {*os.environ}:
         # PyTorch's threads spin after their work, for so long that they would slow down whatever
         # comes next; with this limit PyTorch is as fast and the next turn is undisturbed.
-        os.environ['GOMP_SPINCOUNT'] = '300000'
+        os.environ['GOMP_SPINCOUNT'] = '30000'
     config_lib.use_huge_pages()
     app.run(main)

@@ -65,7 +65,10 @@ def _make():
     start = time.perf_counter()
     words = _WORDS.value
     if _WORDS_FILE.value:
-        words = pathlib.Path(_WORDS_FILE.value).read_text().split()
+        try:
+            words = pathlib.Path(_WORDS_FILE.value).read_text().split()
+        except OSError as error:
+            raise SystemExit(f'make_corpus: --words_file cannot be read: {error}') from None
     options = {'words': tuple(words)} if words else {}
     out = synthetic.make_corpus(
         _OUT.value,

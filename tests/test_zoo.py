@@ -43,6 +43,14 @@ def test_a_name_like_no_other_lists_all(released):
         zoo.load('zzz')
 
 
+def test_the_folder_of_a_run_lists_the_models_in_it(released, tmp_path):
+    for name in ('float', 'trained-bits'):
+        model_lib.save(small.model(), tmp_path / 'run' / name / 'model')
+    for wrong in ('run', 'run/trained-bit'):
+        with pytest.raises(FileNotFoundError, match='there are .*/run/float, .*/run/trained-bits$'):
+            zoo.load(tmp_path / wrong)
+
+
 def test_an_empty_zoo_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, '_ROOT', tmp_path)
     with pytest.raises(FileNotFoundError, match='released are: none'):

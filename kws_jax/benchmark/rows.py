@@ -87,7 +87,7 @@ def depthwise_shapes() -> list[tuple]:
     return sorted(shapes)
 
 
-def depthwise(rounds: int = 7, shapes: list | None = None) -> dict:
+def depthwise(rounds: int = 9, shapes: list | None = None) -> dict:
     """Forward and both gradients at every shape, summed; the peer is grouped `conv2d`."""
     torch = _torch()
     ours, peers, ratios = [], [], {}

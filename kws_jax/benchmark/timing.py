@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
+SETTLE = 0.01
 
 def interleaved(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
 ) -> dict[str, np.ndarray]:
-    """Seconds of each call in every round; a round makes each call in turn, twice.
+    """Seconds of each call in every round; a round makes each call in turn.
 
-    The first of the two is not timed: threads of the call before may still be spinning, and the
-    caches are full of its data. Without it, what runs after PyTorch takes up to twice as long.
+    Calls of `SETTLE` seconds before the timed one are not counted: threads of what ran before may
+    still be spinning, and the caches are full of its data. Without them, what runs after PyTorch
+    takes up to twice as long.
 
     Args:
       calls: functions without arguments; a result of JAX is waited for.
@@ -36,7 +38,11 @@ def interleaved(
     seconds = {name: [] for name in names}
     for number in range(warmup + rounds):
         for name in names:
-            jax.block_until_ready(calls[name]())
+            began = time.perf_counter()
+            while True:
+                jax.block_until_ready(calls[name]())
+                if time.perf_counter() - began >= SETTLE:
+                    break
             began = time.perf_counter()
             jax.block_until_ready(calls[name]())
             if number >= warmup:

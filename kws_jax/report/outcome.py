@@ -9,11 +9,12 @@ from kws_jax.training.evaluation import wilson_interval
 
 
 def accuracy_and_cost(records: Records) -> list[Picture]:
-    """Test accuracy with its interval against flash and against MACs, a marker per model."""
+    """Test accuracy with its interval against flash, and against MACs where models differ in them."""
     rows = [row for row in records.rows if row.get('test')]
     if not rows:
         raise Missing('no model has been evaluated on the test split')
-    fig, (flash, macs) = style.grid(2, columns=2, height=4.0, sharey=True)
+    panels = 1 if len({row['macs'] for row in rows}) == 1 else 2
+    fig, (flash, *others) = style.grid(panels, columns=panels, height=4.0, sharey=True)
     for i, row in enumerate(rows):
         test = row['test']
         low, high = test['accuracy_interval']
@@ -29,20 +30,20 @@ def accuracy_and_cost(records: Records) -> list[Picture]:
         bits = f'{row["mean_weight_bits"]:.1f}/{row["mean_activation_bits"]:.1f} bits'
         label = f'{row["name"]} ({bits}): {accuracy:.1f} %'
         flash.errorbar(row['flash_bytes'], accuracy, error, label=label, **look)
-        # Models of one architecture have the same MACs: side by side rather than on top.
-        shift = 1.0 + 0.012 * (i - (len(rows) - 1) / 2)
-        macs.errorbar(row['macs'] * shift, accuracy, error, **look)
+        for macs in others:
+            macs.errorbar(row['macs'], accuracy, error, **look)
     _log_axis(flash, [row['flash_bytes'] for row in rows], 1e3)
     flash.set_xlabel('flash of the exported model [kB = 1000 bytes]')
     flash.set_ylabel('test accuracy [%], 95 % interval')
     flash.set_title('Accuracy and flash')
-    _log_axis(macs, [row['macs'] for row in rows], 1e6)
-    macs.set_xlabel('multiply-accumulates per clip [millions]')
-    macs.set_title('Accuracy and MACs')
+    for macs in others:
+        _log_axis(macs, [row['macs'] for row in rows], 1e6)
+        macs.set_xlabel('multiply-accumulates per clip [millions]')
+        macs.set_title('Accuracy and MACs')
     fig.legend(loc='outside lower center', ncols=min(len(rows), 3))
     text = 'Bars are 95 % intervals (Wilson) of the accuracy on the test clips.'
-    if len({row['macs'] for row in rows}) == 1 and len(rows) > 1:
-        text += ' All models have the same MACs; they are drawn side by side.'
+    if not others:
+        text += f' Every model takes {rows[0]["macs"]:,} MACs a clip.'
     return [Picture('accuracy', 'Accuracy against cost', text, fig)]
 
 

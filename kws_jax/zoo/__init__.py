@@ -23,10 +23,15 @@ def load(name_or_path) -> model_lib.Model:
     for folder in (_ROOT / str(name_or_path), path, path / 'model'):
         if (folder / 'model.json').is_file():
             return model_lib.load(folder)
-    near = difflib.get_close_matches(str(name_or_path), names(), 1)
-    hint = (
-        f'; did you mean {near[0]}?' if near else f'; released are: {", ".join(names()) or "none"}'
-    )
-    if path.is_dir():
+    around = path if path.is_dir() else path.parent
+    beside = sorted({str(file.parent) for file in around.glob('*/model/model.json')})
+    beside = [folder.removesuffix('/model') for folder in beside]
+    if beside:
+        hint = f'; there are {", ".join(beside)}'
+    elif path.is_dir():
         hint = f'; the folder {path} holds no model.json (a run writes it when it is finished)'
+    elif near := difflib.get_close_matches(str(name_or_path), names(), 1):
+        hint = f'; did you mean {near[0]}?'
+    else:
+        hint = f'; released are: {", ".join(names()) or "none"}'
     raise FileNotFoundError(f'no model is called {str(name_or_path)!r}{hint}')
