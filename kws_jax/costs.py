@@ -211,9 +211,11 @@ def mean_bits(bits: Mapping[str, float], sites: Mapping[str, int]) -> float:
 
 
 def _overhead_bits(space, channels, front_end_filters):
-    fixed = sum(_fixed_channels(space).values()) + front_end_filters
+    fixed = CHANNEL_BITS * sum(_fixed_channels(space).values())
+    if front_end_filters:
+        fixed += CHANNEL_BITS // 2 * front_end_filters + CHANNEL_BITS * space.image_shape[1]
     tensors = 3 + bool(front_end_filters)
-    return CHANNEL_BITS * (fixed + channels) + TENSOR_BITS * tensors
+    return fixed + CHANNEL_BITS * channels + TENSOR_BITS * tensors
 
 
 def stored_bits(
@@ -225,14 +227,16 @@ def stored_bits(
 ) -> int:
     """Bits that the exported model stores: weights at their bits, and what goes with them.
 
-    Beside its weights every output channel (and front-end filter) stores a 16-bit multiplier and
-    a 16-bit offset, which hold the folded batch norm, and every tensor a 32-bit word.
+    Beside its weights every output channel stores a 16-bit multiplier and a 16-bit offset, which
+    hold the folded batch norm; every column of the front end a 16-bit multiplier, and every filter
+    of the image a 16-bit factor and offset; every tensor a 32-bit word.
 
     Args:
       architecture: the network.
       weight_bits: bit-width of each tensor of `weight_sites`, or one for all.
       front_end_weights: as in `weight_sites`.
-      front_end_filters: number of front-end filters that have stored weights, or 0.
+      front_end_filters: number of front-end columns of taps that are stored (two a filter in
+        quadrature), or 0.
     """
     sites = weight_sites(architecture, front_end_weights=front_end_weights)
     each = dict.fromkeys(sites, weight_bits) if isinstance(weight_bits, int) else weight_bits

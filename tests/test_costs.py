@@ -116,13 +116,13 @@ def test_stored_bits_of_a_small_network_by_hand():
     assert costs.weight_sites(architecture, front_end_weights=0) == weights
     got = costs.stored_bits(architecture, weight_bits=2, front_end_weights=0, front_end_filters=0)
     assert got == 2 * sum(weights.values()) + 32 * channels + 32 * len(weights)
-    # one width for each, and a front end of 8 filters with 100 stored weights
+    # one width for each, and a front end of 8 columns with 100 stored weights, for 8 filters
     bits = dict.fromkeys(weights, 2) | {'head': 5, 'frontend': 8}
     got = costs.stored_bits(
         architecture, weight_bits=bits, front_end_weights=100, front_end_filters=8
     )
     expected = 8 * 100 + 5 * 30 + 2 * (sum(weights.values()) - 30)
-    assert got == expected + 32 * (channels + 8) + 32 * (len(weights) + 1)
+    assert got == expected + 32 * channels + (16 + 32) * 8 + 32 * (len(weights) + 1)
 
 
 def simulated_peak(architecture, bits, samples):

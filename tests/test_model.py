@@ -135,15 +135,16 @@ def test_costs_are_those_of_an_independent_count():
     }
     assert model.bits('weight') == {name: 1 if name == 'stem' else 3 for name in weights}
     bits = sum(count * (1 if name == 'stem' else 3) for name, count in weights.items())
-    channels = 8 + 4 + 8 + 8 + 6 + 6 + 6 + 8 + 3
-    # each output channel a multiplier and an offset of 16 bits, each tensor a word of 32
-    stored = bits + 32 * channels + 32 * len(weights)
+    channels = 4 + 8 + 8 + 6 + 6 + 6 + 8 + 3
+    # each output channel a multiplier and an offset of 16 bits, each filter of the front end two
+    # more, each tensor a word of 32
+    stored = bits + 32 * channels + 48 * 8 + 32 * len(weights)
     assert facts['flash_bytes'] == -(-stored // 8)
     assert facts['mean_weight_bits'] == pytest.approx(bits / sum(weights.values()))
     assert facts['mean_activation_bits'] == pytest.approx(5)
     # two cut-offs a filter; scale and offset of each channel but the filters' and the classes'
     own = sum(weights.values()) - 8 * 200 + 2 * 8
-    assert facts['parameters'] == own + 2 * (channels - 8 - 3) + 3
+    assert facts['parameters'] == own + 2 * (channels - 3) + 3
     leaves = jax.tree.leaves(model.params)
     assert facts['parameters'] == sum(x.size for x in leaves)
 

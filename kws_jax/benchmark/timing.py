@@ -8,6 +8,7 @@ import numpy as np
 
 SETTLE = 0.01
 
+
 def interleaved(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
 ) -> dict[str, np.ndarray]:

@@ -36,6 +36,9 @@ class Form(NamedTuple):
       project: `project(params, *, signed) -> params` within the bounds.
       fix: `fix(params, *, bits, signed) -> params` for a whole width, keeping the range: adds
         `levels`, the largest code, which no optimizer moves.
+      step: `step(params, x, *, bits, signed) -> scalar`: rounded values are whole multiples of it,
+        once the width is fixed. None if they are multiples of nothing; such a form trains, and
+        cannot be exported to integers.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Form(NamedTuple):
     bits: Callable
     project: Callable
     fix: Callable
+    step: Callable | None = None
 
 
 def best_range(sample: np.ndarray, *, bits: float, signed: bool) -> float:
@@ -115,6 +119,11 @@ def _step_range_fix(params, *, bits, signed):
     return params | {'log_step': step, 'levels': jnp.asarray(levels)}
 
 
+def _step_range_step(params, x, *, bits, signed):
+    del x, bits, signed
+    return jnp.exp2(params['log_step'])
+
+
 def _range_bits_init(sample, *, bits, signed, is_weight):
     params = {'bits': jnp.float32(bits)}
     if not is_weight:
@@ -123,9 +132,17 @@ def _range_bits_init(sample, *, bits, signed, is_weight):
     return params
 
 
-def _range_bits_apply(params, x, *, bits, signed):
+def _limit(params, x):
     limit = jnp.exp2(params['log_range']) if 'log_range' in params else jnp.max(jnp.abs(x))
-    limit = jnp.maximum(limit, 1e-8)
+    return jnp.maximum(limit, 1e-8)
+
+
+def _range_bits_step(params, x, *, bits, signed):
+    return _limit(params, x) / max(largest_code(bits, signed), 1)
+
+
+def _range_bits_apply(params, x, *, bits, signed):
+    limit = _limit(params, x)
     if bits == 1 and signed:
         return binarize(x, limit)
     if bits is None:
@@ -158,6 +175,7 @@ FORMS = {
         _step_range_bits,
         _step_range_project,
         _step_range_fix,
+        _step_range_step,
     ),
     'range_bits': Form(
         'range_bits',
@@ -166,6 +184,7 @@ FORMS = {
         _range_bits_bits,
         _range_bits_project,
         _range_bits_fix,
+        _range_bits_step,
     ),
 }
 

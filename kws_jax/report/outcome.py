@@ -9,7 +9,7 @@ from kws_jax.training.evaluation import wilson_interval
 
 
 def accuracy_and_cost(records: Records) -> list[Picture]:
-    """Test accuracy with its interval against flash, and against MACs where models differ in them."""
+    """Test accuracy with its interval, a marker per model; MACs are drawn where they differ."""
     rows = [row for row in records.rows if row.get('test')]
     if not rows:
         raise Missing('no model has been evaluated on the test split')

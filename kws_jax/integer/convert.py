@@ -1,0 +1,279 @@
+"""A quantized model as an integer network."""
+
+import math
+
+import numpy as np
+
+from kws_jax import quantizers
+from kws_jax.integer.network import (
+    LOG_FRACTION,
+    SAMPLE_MANTISSA_BITS,
+    Block,
+    FrontEnd,
+    Layer,
+    Multipliers,
+    Network,
+)
+from kws_jax.layers.basic import BN_EPSILON
+from kws_jax.model import Model
+from kws_jax.quantizers.forms import is_signed
+from kws_jax.quantizers.rounding import largest_code
+
+FRACTION = 24  # most bits behind the point of an offset
+RESPONSE_BITS = 47  # of the largest square of a response, so that its logarithm fits
+_FLOOR = 1e-10  # under the square root of a quadrature pair, as in the front end
+
+
+class _Sites:
+    """Steps and largest codes of the tensors of a quantized model."""
+
+    def __init__(self, model: Model):
+        """Raises ValueError if the model or its quantizer has no codes."""
+        if model.quant is None:
+            raise ValueError(
+                'the model is a float one and has no integers; export a quantized one, such as '
+                'trained-bits or fixed-4-4 of a run'
+            )
+        self.form = quantizers.get_form(model.quant['form'])
+        if self.form.step is None:
+            raise ValueError(
+                f'the quantizer {self.form.name} has no `step`, so its values are not whole '
+                'multiples of one; give its Form a `step` function'
+            )
+        self.model = model
+
+    def bits(self, name: str, kind: str) -> int:
+        return int(self.model.quant['bits'][name][kind])
+
+    def step(self, name: str, kind: str, x=None) -> float:
+        own = self.model.quant['params'][name][kind]
+        signed = is_signed(name, kind)
+        return float(self.form.step(own, x, bits=self.bits(name, kind), signed=signed))
+
+    def top(self, name: str) -> int:
+        bits = self.bits(name, 'activation')
+        if is_signed(name, 'activation') and bits < 2:
+            raise ValueError(f'{name}: a signed activation of 1 bit has no integer form; use 2')
+        return int(largest_code(bits, is_signed(name, 'activation')))
+
+    def weights(self, name: str, w) -> tuple[np.ndarray, float]:
+        """Codes of weights, int64, and their step."""
+        w = np.asarray(w, np.float32)
+        own, bits = self.model.quant['params'][name]['weight'], self.bits(name, 'weight')
+        step = self.step(name, 'weight', w)
+        rounded = np.asarray(self.form.apply(own, w, bits=bits, signed=True), np.float64)
+        codes = np.round(rounded / step).astype(np.int64)
+        if not np.allclose(codes * step, rounded, rtol=1e-4, atol=1e-6 * step):
+            raise ValueError(f'{name}: weights are not whole multiples of their step {step}')
+        return codes, step
+
+
+def _fixed_point(values, bits: int, most: int) -> tuple[np.ndarray, int]:
+    """`values` as `whole / 2^fraction`, whole within `bits` signed bits; as fine as that allows.
+
+    >>> _fixed_point(np.array([1.5, -2.0]), 16, 8)
+    (array([ 384, -512]), 8)
+    """
+    largest = max(float(np.abs(values).max(initial=0.0)), 1e-12)
+    top = 2 ** (bits - 1) - 1
+    fraction = min(most, math.floor(math.log2(top / largest)))
+    whole = np.clip(np.round(np.asarray(values, np.float64) * 2.0**fraction), -top, top)
+    return whole.astype(np.int64), fraction
+
+
+def _folded(params, state) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and offset of a batch norm in evaluation, float64."""
+    mean, var = (np.asarray(state[k], np.float64) for k in ('mean', 'var'))
+    factor = 1.0 / np.sqrt(var + BN_EPSILON)
+    if not params:
+        return factor, -mean * factor
+    factor = factor * np.asarray(params['scale'], np.float64)
+    return factor, np.asarray(params['bias'], np.float64) - mean * factor
+
+
+def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_step=None):
+    """One convolution; returns it and the step of its output."""
+    codes, w_step = sites.weights(name, params['w'])
+    factor, offset = _folded({k: params[k] for k in ('scale', 'bias')}, state)
+    codes = codes * np.where(factor < 0, -1, 1)  # multipliers are positive, weights take both signs
+    out_step, top = sites.step(name, 'activation'), sites.top(name)
+    rescale = Multipliers.nearest(np.abs(factor) * w_step * x_step / out_step)
+    low, high = -top, top
+    if not is_signed(name, 'activation'):
+        low, high = 0, min(top, int(np.round(6.0 / out_step)))
+    whole, fraction = _fixed_point(offset / out_step, 16, min(FRACTION, int(rescale.shift.min())))
+    if fraction < 0 or rescale.shift.min() < 1 or rescale.shift.max() > 62:
+        raise ValueError(f'{name}: its batch norm is out of range ({factor.min()}..{factor.max()})')
+    residual = None if residual_step is None else Multipliers.nearest([residual_step / out_step])
+    layer = Layer(
+        name=name,
+        kind=kind,
+        bits=sites.bits(name, 'weight'),
+        weights=codes.astype(np.int8),
+        stride=tuple(stride),
+        rescale=rescale,
+        offset=whole.astype(np.int16),
+        fraction=fraction,
+        residual=residual,
+        low=low,
+        high=high,
+        out_bits=sites.bits(name, 'activation'),
+    )
+    return layer, out_step
+
+
+def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float]:
+    front_end = model.make_front_end()
+    spec = {'compression': 'log', 'log_gain': 1000.0, 'quadrature': False, 'hops': 1}
+    spec |= {'kernel': 400, 'stride': 160} | model.front_end
+    if front_end.taps is None:
+        raise ValueError(
+            f'frontend: the fixed features {front_end.name} have no integer form here; train with '
+            "front_end.name 'sinc' or 'conv'"
+        )
+    if spec['hops'] != 1:
+        raise ValueError(f'frontend: hops={spec["hops"]} has no integer form; train with hops=1')
+    taps = np.asarray(front_end.taps(model.params['frontend']), np.float32)
+    peak = np.maximum(np.abs(taps).max(axis=0), 1e-8)
+    codes, w_step = sites.weights('frontend', taps / peak)
+    gains = np.ones(taps.shape[1])
+    if front_end.gains is not None:
+        gains = np.asarray(front_end.gains(model.params['frontend']), np.float64)
+    # what the multiplier makes of samples is the step from here on
+    per_sample = 1.0 / (32768.0 * sites.step('input', 'activation'))
+    given = Multipliers.nearest([per_sample], SAMPLE_MANTISSA_BITS)
+    x_step = 1.0 / (32768.0 * float(given.values()[0]))
+    scale = x_step * w_step * peak.astype(np.float64) * gains
+    log, pairs = spec['compression'].startswith('log'), bool(spec['quadrature'])
+    gain = {'log': spec['log_gain'], 'log_plain': 1.0}.get(spec['compression'], 1.0)
+    scale = scale * gain
+
+    # as many bits behind the point as keep the largest response within 31 bits
+    sums = np.abs(codes).sum(axis=0) * sites.top('input')
+    largest = max(float((sums * scale).max()) * (math.sqrt(2) if pairs else 1), 1e-6)
+    fraction = min(24, math.floor(30 - math.log2(largest)))
+    power = 2.0 ** (2 * fraction if pairs else fraction)
+    columns = Multipliers.nearest(scale**2 * power if pairs else scale * power)
+    if columns.shift.min() < -40 or columns.shift.max() > 62:
+        raise ValueError(f'frontend: responses are out of range (gains up to {gains.max()})')
+
+    filters = codes.shape[1] // (1 + pairs)
+    factor, offset = np.ones(filters), np.zeros(filters)
+    if front_end.normalize:
+        factor, offset = _folded({}, model.averages['image'])
+    out_step = sites.step('frontend', 'activation')
+    unit = math.log(2.0) / 2.0**LOG_FRACTION if log else 1.0 / 2.0**fraction
+    whole_factor, factor_fraction = _fixed_point(factor * unit / out_step, 16, 46)
+    whole_offset, offset_fraction = _fixed_point(
+        offset / out_step, 16, min(FRACTION, factor_fraction)
+    )
+    half = codes.shape[0] // 2
+    signs = np.ones(codes.shape[1], np.int64)
+    if pairs:
+        signs[codes.shape[1] // 2 :] = -1
+    symmetric = model.front_end['name'] == 'sinc'
+    if symmetric and not np.array_equal(codes[:half], (codes[::-1] * signs)[:half]):
+        raise ValueError('frontend: quantized filters lost their symmetry')
+    return FrontEnd(
+        kernel=spec['kernel'],
+        stride=spec['stride'],
+        bits=sites.bits('frontend', 'weight'),
+        taps=codes.astype(np.int8),
+        symmetric=symmetric,
+        pairs=pairs,
+        magnitude={'relu': 'relu', 'none': 'plain'}.get(spec['compression'], 'abs'),
+        log=log,
+        input=given,
+        top=sites.top('input'),
+        input_bits=sites.bits('input', 'activation'),
+        columns=columns,
+        fraction=fraction,
+        floor=round(_FLOOR * gain**2 * power) if pairs else 0,
+        factor=whole_factor.astype(np.int16),
+        factor_fraction=factor_fraction,
+        offset=whole_offset.astype(np.int16),
+        offset_fraction=offset_fraction,
+        high=sites.top('frontend'),
+        out_bits=sites.bits('frontend', 'activation'),
+    ), out_step
+
+
+def from_model(model: Model) -> Network:
+    """The integer network of a quantized model.
+
+    Raises:
+      ValueError: it is a float model, or a layer has no integer form; names the layer.
+    """
+    sites, space = _Sites(model), model.architecture.space
+    front_end, step = _front_end(model, sites)
+    params, averages = model.params, model.averages
+    stem, step = _layer(
+        sites,
+        'stem',
+        'stem',
+        params['stem'] | {'w': np.asarray(params['stem']['w'])[:, :, 0]},
+        averages['stem'],
+        x_step=step,
+        stride=space.stem.stride,
+    )
+    blocks = []
+    for layer, choice in zip(space.layers, model.architecture.choices, strict=True):
+        if choice.is_identity:
+            continue
+        own, state, inside, expand = params[layer.name], averages[layer.name], step, None
+        if 'expand' in own:
+            expand, inside = _layer(
+                sites,
+                f'{layer.name}.expand',
+                'pointwise',
+                own['expand'],
+                state['expand'],
+                x_step=step,
+            )
+        depthwise, inside = _layer(
+            sites,
+            f'{layer.name}.depthwise',
+            'depthwise',
+            own['depthwise'],
+            state['depthwise'],
+            x_step=inside,
+            stride=(layer.stride, layer.stride),
+        )
+        project, step = _layer(
+            sites,
+            f'{layer.name}.project',
+            'pointwise',
+            own['project'],
+            state['project'],
+            x_step=inside,
+            residual_step=step if layer.keeps_shape else None,
+        )
+        blocks.append(Block(expand, depthwise, project))
+    head, step = _layer(sites, 'head', 'pointwise', params['head'], averages['head'], x_step=step)
+    codes, w_step = sites.weights('classifier', params['classifier']['w'])
+    logit_step = w_step * step / math.prod(space.final_shape)
+    bias = np.round(np.asarray(params['classifier']['b'], np.float64) / logit_step)
+    classifier = Layer(
+        name='classifier',
+        kind='classifier',
+        bits=sites.bits('classifier', 'weight'),
+        weights=codes.astype(np.int8),
+        stride=(1, 1),
+        rescale=None,
+        offset=bias.astype(np.int32),
+        fraction=0,
+        residual=None,
+        low=0,
+        high=0,
+        out_bits=32,
+    )
+    return Network(
+        front_end=front_end,
+        stem=stem,
+        blocks=tuple(blocks),
+        head=head,
+        classifier=classifier,
+        samples=16000,
+        labels=tuple(model.labels),
+        logit_step=float(logit_step),
+    )

@@ -1,0 +1,361 @@
+"""The packed file of an integer network: a fixed header, JSON for people, one stream of bits.
+
+All numbers are little-endian. `H` is 16 bits, `I` 32 bits, unsigned.
+
+    0   4s  b'KWSI'
+    4   H   version, 1
+    6   H   flags: 1 pairs, 2 log, 4 symmetric; bits 3-4 magnitude: 0 abs, 1 relu, 2 plain
+    8   I   bytes of the file
+    12  I   CRC-32 of everything behind it
+    16  I   bytes of the JSON text
+    20  I   bytes of the bit stream
+    24  6H  samples, kernel, stride, filters, classes, blocks
+    36  4B  bits of a tap, of a sample code, of an image code; bits behind the point of a response
+    40  2B  bits behind the point of factors, of offsets of the image
+    42  H   0
+    44  I   floor under the root of a pair
+    48  layers, 16 bytes each: stem; of each block expand (bits 0 if absent), depthwise, project;
+        head; classifier
+
+A layer:
+
+    0   H   output channels
+    2   2B  kernel along frames and filters
+    4   2B  stride along frames and filters
+    6   B   bits of a weight
+    7   B   bits of an output code (0 for the classifier)
+    8   h   lowest output code
+    10  h   highest output code
+    12  B   1 if the block's input is added
+    13  3B  0
+
+Then the JSON text, spaces up to a multiple of 4, and the stream. In the stream a number of n bits
+has its lowest bit first, bytes are filled from their lowest bit. It holds, without gaps, the front
+end and every layer in order, each as a word of 32 bits, constants, weights:
+
+    word        bits 0-6    base of the multipliers, plus 64
+      layer     bits 7-11   fraction of the offsets
+                bits 12-18  shift of the multiplier of the residual, plus 64
+                bits 19-29  its mantissa without the leading one
+      front end bits 7-13   shift of the multiplier of a sample, plus 64
+                bits 14-29  its mantissa without the leading one
+    front end   16 bits a column: multiplier; 16 bits a filter: factor; then 16 bits: offset
+    layer       16 bits a channel: multiplier; then 16 bits a channel: offset
+    classifier  32 bits a class: bias
+    weights     two's complement of their bits; of 1 bit: 0 for -1, 1 for +1. Taps column by
+                column, half of them where symmetric; a stem and a depthwise layer tap by tap,
+                channels inside; pointwise layers and the classifier output by output, inputs
+                inside
+
+What `costs.stored_bits` counts is the stream.
+"""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+
+from kws_jax.integer.network import (
+    MANTISSA_BITS,
+    SAMPLE_MANTISSA_BITS,
+    Block,
+    FrontEnd,
+    Layer,
+    Multipliers,
+    Network,
+)
+
+MAGIC, VERSION = b'KWSI', 1
+_HEAD, _LAYER = struct.Struct('<4sHHIIII6H4B2BHI'), struct.Struct('<H2B2BBBhhB3x')
+_MAGNITUDES = ('abs', 'relu', 'plain')
+
+
+def _bits_of(values: np.ndarray, width: int) -> np.ndarray:
+    """uint8 0 or 1 `[values * width]`, the lowest bit of each first."""
+    values = np.asarray(values, np.int64).ravel() & ((1 << width) - 1)
+    return ((values[:, None] >> np.arange(width)) & 1).astype(np.uint8).ravel()
+
+
+def _weight_bits(codes: np.ndarray, width: int) -> np.ndarray:
+    return _bits_of(codes > 0 if width == 1 else codes, width)
+
+
+def _front_word(base: int, sample: Multipliers) -> np.ndarray:
+    low = int(sample.mantissa[0]) & ((1 << SAMPLE_MANTISSA_BITS) - 1)
+    return _bits_of([base + 64 | int(sample.shift[0]) + 64 << 7 | low << 14], 32)
+
+
+def _word(base: int, fraction: int, extra: Multipliers | None) -> np.ndarray:
+    shift, mantissa = (0, 0) if extra is None else (int(extra.shift[0]), int(extra.mantissa[0]))
+    low = mantissa & ((1 << MANTISSA_BITS) - 1)
+    return _bits_of([base + 64 | fraction << 7 | shift + 64 << 12 | low << 19], 32)
+
+
+def _stored_taps(front_end: FrontEnd) -> np.ndarray:
+    """Taps as they are stored, column by column."""
+    columns = front_end.taps.T
+    if not front_end.symmetric:
+        return columns.ravel()
+    half = (front_end.kernel + 1) // 2
+    even = front_end.kernel // 2  # the middle of an odd column is known: 0, or +1 of one bit
+    if not front_end.pairs:
+        return columns[:, :half].ravel()
+    first, second = np.split(columns, 2)
+    return np.concatenate([first[:, :half].ravel(), second[:, :even].ravel()])
+
+
+def _order(layer: Layer) -> np.ndarray:
+    """Weights as they are stored: outputs first where every output sums over all inputs."""
+    return layer.weights.T if layer.kind in ('pointwise', 'classifier') else layer.weights
+
+
+def stream(network: Network) -> bytes:
+    """The stream of bits: all that `costs.stored_bits` counts."""
+    front_end = network.front_end
+    parts = [
+        _front_word(front_end.columns.base, front_end.input),
+        _bits_of(front_end.columns.encode(), 16),
+        _bits_of(front_end.factor, 16),
+        _bits_of(front_end.offset, 16),
+        _weight_bits(_stored_taps(front_end), front_end.bits),
+    ]
+    for layer in network.layers().values():
+        if layer.rescale is None:
+            parts += [_word(0, 0, None), _bits_of(layer.offset, 32)]
+        else:
+            parts += [
+                _word(layer.rescale.base, layer.fraction, layer.residual),
+                _bits_of(layer.rescale.encode(), 16),
+                _bits_of(layer.offset, 16),
+            ]
+        parts.append(_weight_bits(_order(layer), layer.bits))
+    return np.packbits(np.concatenate(parts), bitorder='little').tobytes()
+
+
+def _layer_header(layer: Layer | None) -> bytes:
+    if layer is None:
+        return _LAYER.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    kernel = layer.weights.shape[:2] if layer.weights.ndim == 3 else (1, 1)
+    out_bits = 0 if layer.kind == 'classifier' else layer.out_bits
+    return _LAYER.pack(
+        layer.weights.shape[-1],
+        *kernel,
+        *layer.stride,
+        layer.bits,
+        out_bits,
+        layer.low,
+        layer.high,
+        layer.residual is not None,
+    )
+
+
+def pack(network: Network, facts: dict | None = None) -> bytes:
+    """The file of a network.
+
+    Args:
+      network: what to store.
+      facts: anything JSON can hold, kept beside labels, logit step and names of layers.
+    """
+    front_end = network.front_end
+    layers = [network.stem]
+    for block in network.blocks:
+        layers += [block.expand, block.depthwise, block.project]
+    layers += [network.head, network.classifier]
+    about = {
+        'labels': list(network.labels),
+        'logit_step': network.logit_step,
+        'layers': [layer and layer.name for layer in layers],
+    }
+    text = json.dumps(about | (facts or {})).encode()
+    text += b' ' * (-len(text) % 4)
+    bits = stream(network)
+    flags = front_end.pairs | front_end.log << 1 | front_end.symmetric << 2
+    flags |= _MAGNITUDES.index(front_end.magnitude) << 3
+    body = b''.join(map(_layer_header, layers)) + text + bits
+    size = _HEAD.size + len(body)
+
+    def head(checksum):
+        return _HEAD.pack(
+            MAGIC,
+            VERSION,
+            flags,
+            size,
+            checksum,
+            len(text),
+            len(bits),
+            network.samples,
+            front_end.kernel,
+            front_end.stride,
+            front_end.filters,
+            len(network.labels),
+            len(network.blocks),
+            front_end.bits,
+            front_end.input_bits,
+            front_end.out_bits,
+            front_end.fraction,
+            front_end.factor_fraction,
+            front_end.offset_fraction,
+            0,
+            front_end.floor,
+        )
+
+    return head(zlib.crc32((head(0) + body)[16:])) + body
+
+
+class _Reader:
+    """Numbers out of a stream of bits."""
+
+    def __init__(self, content: bytes):
+        self.bits = np.unpackbits(np.frombuffer(content, np.uint8), bitorder='little')
+        self.at = 0
+
+    def take(self, count: int, width: int) -> np.ndarray:
+        """`count` unsigned numbers of `width` bits, int64."""
+        end = self.at + count * width
+        if end > len(self.bits):
+            raise ValueError('the stream ends too soon')
+        bits = self.bits[self.at : end].reshape(count, width).astype(np.int64)
+        self.at = end
+        return (bits << np.arange(width)).sum(axis=1)
+
+    def signed(self, count: int, width: int) -> np.ndarray:
+        """The same in two's complement."""
+        values = self.take(count, width)
+        return values - (values >> (width - 1) << width)
+
+    def weights(self, count: int, width: int) -> np.ndarray:
+        """Codes of weights."""
+        if width == 1:
+            return 2 * self.take(count, 1) - 1
+        return self.signed(count, width)
+
+    def front_word(self) -> tuple[int, Multipliers]:
+        """Base, and the multiplier of a sample."""
+        (word,) = self.take(1, 32)
+        low = word >> 14 & ((1 << SAMPLE_MANTISSA_BITS) - 1)
+        mantissa = np.array([low + (1 << SAMPLE_MANTISSA_BITS)])
+        shift = int(word >> 7 & 0x7F) - 64
+        return int(word & 0x7F) - 64, Multipliers(mantissa, np.zeros(1, np.int64), shift)
+
+    def word(self) -> tuple[int, int, Multipliers]:
+        """Base, fraction and the further multiplier of a word."""
+        (word,) = self.take(1, 32)
+        mantissa = np.array([(word >> 19 & 0x7FF) + (1 << MANTISSA_BITS)])
+        further = Multipliers(mantissa, np.zeros(1, np.int64), int(word >> 12 & 0x7F) - 64)
+        return int(word & 0x7F) - 64, int(word >> 7 & 0x1F), further
+
+
+def unpack(content: bytes) -> tuple[Network, dict]:
+    """The network of a file, and its facts.
+
+    Raises:
+      ValueError: not a packed network, damaged, cut short, or of another version; says which.
+    """
+    if len(content) < _HEAD.size or content[:4] != MAGIC:
+        raise ValueError('not a packed network (it does not begin with KWSI)')
+    (_, version, flags, size, checksum, text_size, bit_size, samples, kernel, stride, filters, _,
+     blocks, tap_bits, input_bits, image_bits, fraction, factor_fraction, offset_fraction, _, floor
+     ) = _HEAD.unpack_from(content)  # fmt: skip
+    if version != VERSION:
+        raise ValueError(f'a packed network of version {version}; this code reads {VERSION}')
+    if size != len(content) or zlib.crc32(content[16:]) != checksum:
+        raise ValueError(f'a damaged packed network: {len(content)} bytes of {size}, or altered')
+    count = 3 + 3 * blocks
+    start = _HEAD.size + count * _LAYER.size
+    if start + text_size + bit_size != size:
+        raise ValueError('a damaged packed network: its parts do not add up')
+    about = json.loads(content[start : start + text_size])
+    reader = _Reader(content[start + text_size :])
+
+    pairs, symmetric = bool(flags & 1), bool(flags & 4)
+    columns = filters * (1 + pairs)
+    base, sample = reader.front_word()
+    multipliers = Multipliers.decode(reader.take(columns, 16), base)
+    factor, offset = reader.signed(filters, 16), reader.signed(filters, 16)
+    half, even = (kernel + 1) // 2, kernel // 2
+    if not symmetric:
+        taps = reader.weights(columns * kernel, tap_bits).reshape(columns, kernel).T
+    else:
+        stored = reader.weights(filters * half, tap_bits).reshape(filters, half).T
+        taps = np.concatenate([stored, stored[:even][::-1]])
+        if pairs:
+            stored = reader.weights(filters * even, tap_bits).reshape(filters, even).T
+            middle = np.full((kernel % 2, filters), int(tap_bits == 1))  # one bit has no zero
+            taps = np.concatenate([taps, np.concatenate([stored, middle, -stored[::-1]])], axis=1)
+    front_end = FrontEnd(
+        kernel=kernel,
+        stride=stride,
+        bits=tap_bits,
+        taps=taps.astype(np.int8),
+        symmetric=symmetric,
+        pairs=pairs,
+        magnitude=_MAGNITUDES[flags >> 3 & 3],
+        log=bool(flags & 2),
+        input=sample,
+        top=2 ** (input_bits - 1) - 1,
+        input_bits=input_bits,
+        columns=multipliers,
+        fraction=fraction,
+        floor=floor,
+        factor=factor.astype(np.int16),
+        factor_fraction=factor_fraction,
+        offset=offset.astype(np.int16),
+        offset_fraction=offset_fraction,
+        high=2 ** (image_bits - 1) - 1,
+        out_bits=image_bits,
+    )
+
+    def layer(index: int, kind: str, channels: int) -> Layer | None:
+        name = about['layers'][index]
+        values = _LAYER.unpack_from(content, _HEAD.size + index * _LAYER.size)
+        out, kh, kw, sh, sw, bits, out_bits, low, high, residual = values
+        if bits == 0:
+            return None
+        base, fraction, further = reader.word()
+        if kind == 'classifier':
+            rescale, offset = None, reader.signed(out, 32).astype(np.int32)
+        else:
+            rescale = Multipliers.decode(reader.take(out, 16), base)
+            offset = reader.signed(out, 16).astype(np.int16)
+        if kind in ('stem', 'depthwise'):
+            weights = reader.weights(kh * kw * out, bits).reshape(kh, kw, out)
+        else:
+            weights = reader.weights(channels * out, bits).reshape(out, channels).T
+        return Layer(
+            name=name,
+            kind=kind,
+            bits=bits,
+            weights=weights.astype(np.int8),
+            stride=(sh, sw),
+            rescale=rescale,
+            offset=offset,
+            fraction=fraction,
+            residual=further if residual else None,
+            low=low,
+            high=high,
+            out_bits=32 if kind == 'classifier' else out_bits,
+        )
+
+    stem = layer(0, 'stem', 1)
+    channels, made = stem.weights.shape[-1], []
+    for i in range(blocks):
+        expand = layer(1 + 3 * i, 'pointwise', channels)
+        inside = channels if expand is None else expand.weights.shape[-1]
+        depthwise = layer(2 + 3 * i, 'depthwise', inside)
+        project = layer(3 + 3 * i, 'pointwise', inside)
+        channels = project.weights.shape[-1]
+        made.append(Block(expand, depthwise, project))
+    head = layer(1 + 3 * blocks, 'pointwise', channels)
+    classifier = layer(2 + 3 * blocks, 'classifier', head.weights.shape[-1])
+    network = Network(
+        front_end=front_end,
+        stem=stem,
+        blocks=tuple(made),
+        head=head,
+        classifier=classifier,
+        samples=samples,
+        labels=tuple(about['labels']),
+        logit_step=about['logit_step'],
+    )
+    return network, about
