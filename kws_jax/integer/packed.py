@@ -92,7 +92,7 @@ def _word(base: int, fraction: int, extra: Multipliers | None) -> np.ndarray:
     return _bits_of([base + 64 | fraction << 7 | shift + 64 << 12 | low << 19], 32)
 
 
-def _stored_taps(front_end: FrontEnd) -> np.ndarray:
+def stored_taps(front_end: FrontEnd) -> np.ndarray:
     """Taps as they are stored, column by column."""
     columns = front_end.taps.T
     if not front_end.symmetric:
@@ -118,7 +118,7 @@ def stream(network: Network) -> bytes:
         _bits_of(front_end.columns.encode(), 16),
         _bits_of(front_end.factor, 16),
         _bits_of(front_end.offset, 16),
-        _weight_bits(_stored_taps(front_end), front_end.bits),
+        _weight_bits(stored_taps(front_end), front_end.bits),
     ]
     for layer in network.layers().values():
         if layer.rescale is None:
@@ -150,12 +150,13 @@ def _layer_header(layer: Layer | None) -> bytes:
     )
 
 
-def pack(network: Network, facts: dict | None = None) -> bytes:
+def pack(network: Network, facts: dict | None = None, *, text: bool = True) -> bytes:
     """The file of a network.
 
     Args:
       network: what to store.
       facts: anything JSON can hold, kept beside labels, logit step and names of layers.
+      text: whether there is a JSON text; runtimes do without, `unpack` does not.
     """
     front_end = network.front_end
     layers = [network.stem]
@@ -167,12 +168,12 @@ def pack(network: Network, facts: dict | None = None) -> bytes:
         'logit_step': network.logit_step,
         'layers': [layer and layer.name for layer in layers],
     }
-    text = json.dumps(about | (facts or {})).encode()
-    text += b' ' * (-len(text) % 4)
+    about = json.dumps(about | (facts or {})).encode() if text else b''
+    about += b' ' * (-len(about) % 4)
     bits = stream(network)
     flags = front_end.pairs | front_end.log << 1 | front_end.symmetric << 2
     flags |= _MAGNITUDES.index(front_end.magnitude) << 3
-    body = b''.join(map(_layer_header, layers)) + text + bits
+    body = b''.join(map(_layer_header, layers)) + about + bits
     size = _HEAD.size + len(body)
 
     def head(checksum):
@@ -182,7 +183,7 @@ def pack(network: Network, facts: dict | None = None) -> bytes:
             flags,
             size,
             checksum,
-            len(text),
+            len(about),
             len(bits),
             network.samples,
             front_end.kernel,
@@ -265,6 +266,8 @@ def unpack(content: bytes) -> tuple[Network, dict]:
     start = _HEAD.size + count * _LAYER.size
     if start + text_size + bit_size != size:
         raise ValueError('a damaged packed network: its parts do not add up')
+    if not text_size:
+        raise ValueError('a packed network without its text, as it is inside of a program')
     about = json.loads(content[start : start + text_size])
     reader = _Reader(content[start + text_size :])
 

@@ -1,0 +1,158 @@
+"""An integer network as C99: its data, a runtime without memory management or floating point."""
+
+import json
+import pathlib
+import shutil
+
+from kws_jax.integer import packed
+from kws_jax.integer.network import Layer, Network
+
+_C = pathlib.Path(__file__).with_name('c')
+RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'Makefile')
+FRAMES_AT_ONCE = 8  # KWS_FRAMES_AT_ONCE of kws_core.h
+_LIMITS = {'channels': 512, 'kernel': 1024, 'classes': 64, 'blocks': 16}  # of kws_core.h
+
+
+def _map(layer: Layer, shape, channels: int | None = None):
+    height, width = (-(-n // s) for n, s in zip(shape, layer.stride, strict=True))
+    return (height, width), height * width * (channels or layer.weights.shape[-1])
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 4) * 4
+
+
+def memory_timeline(network: Network) -> list[tuple[str, int]]:
+    """Bytes of memory that the C runtime holds during each step of a window, in order.
+
+    A byte a code. The image and the samples of the frames at work are there all the time; a block
+    holds its input, its output, and as many rows of its expanded input as its kernel has.
+    """
+    front_end = network.front_end
+    shape = (network.frames, front_end.filters)
+    image = _aligned(shape[0] * shape[1])
+    samples = _aligned(front_end.kernel + (FRAMES_AT_ONCE - 1) * front_end.stride)
+    always = image + samples
+    steps = [('frontend', always)]
+    shape, size = _map(network.stem, shape)
+    row = 4 * shape[1] * network.stem.weights.shape[-1]
+    steps.append(('stem', always + _aligned(size) + row))
+    for block in network.blocks:
+        deep, before = block.depthwise, shape
+        channels = deep.weights.shape[-1]
+        shape, _ = _map(deep, before)
+        out = shape[0] * shape[1] * block.project.weights.shape[-1]
+        wide = shape[1] * channels
+        ring = 0 if block.expand is None else deep.weights.shape[0] * before[1] * channels
+        scratch = 4 * wide + _aligned(wide) + _aligned(ring)
+        name = deep.name.removesuffix('.depthwise')
+        steps.append((name, always + _aligned(size) + _aligned(out) + scratch))
+        size = out
+    steps.append(('head', always + _aligned(size) + 4 * network.head.weights.shape[-1]))
+    return steps
+
+
+def memory_bytes(network: Network) -> int:
+    """The most of `memory_timeline`: what the C runtime needs beside its own few variables."""
+    return max(size for _, size in memory_timeline(network))
+
+
+def check(network: Network) -> None:
+    """Raises ValueError, naming the layer, for what the C runtime has no room for."""
+    sizes = {'frontend': ('kernel', network.front_end.kernel)}
+    sizes |= {name: ('channels', la.weights.shape[-1]) for name, la in network.layers().items()}
+    sizes['classifier'] = ('classes', len(network.labels))
+    for name, (what, size) in sizes.items():
+        if size > _LIMITS[what]:
+            raise ValueError(f'{name}: {size} {what}; the C runtime has room for {_LIMITS[what]}')
+    if len(network.blocks) > _LIMITS['blocks']:
+        raise ValueError(f'{len(network.blocks)} blocks; the C runtime has room for 16')
+    if network.front_end.stride > network.front_end.kernel:
+        raise ValueError('frontend: its stride is longer than its kernel; the C runtime needs all')
+    if network.frames < FRAMES_AT_ONCE:
+        raise ValueError(f'frontend: {network.frames} frames; the C runtime needs {FRAMES_AT_ONCE}')
+
+
+def _array(content: bytes) -> str:
+    lines = [
+        '  ' + ', '.join(f'0x{byte:02x}' for byte in content[i : i + 16])
+        for i in range(0, len(content), 16)
+    ]
+    return ',\n'.join(lines)
+
+
+def manifest(network: Network, costs: dict, facts: dict) -> dict:
+    """What goes beside an export; names follow ESPHome's micro-wake-word manifest where they can.
+
+    Args:
+      network: what is exported.
+      costs: `Model.costs()`.
+      facts: the model's card.
+    """
+    front_end = network.front_end
+    return {
+        'type': 'kws_jax',
+        'version': packed.VERSION,
+        'model': 'model.kws',
+        'labels': list(network.labels),
+        'sample_rate': 16000,
+        'window_samples': network.samples,
+        'hop_samples': FRAMES_AT_ONCE * front_end.stride,
+        'micro': {
+            'feature_step_size': 1000 * front_end.stride // 16000,
+            'tensor_arena_size': memory_bytes(network),
+        },
+        'logit_step': network.logit_step,
+        'flash_bytes': len(packed.stream(network)),
+        'file_bytes': len(packed.pack(network)),
+        'memory_bytes': memory_bytes(network),
+        'macs': costs['macs'],
+        'mean_weight_bits': costs['mean_weight_bits'],
+        'mean_activation_bits': costs['mean_activation_bits'],
+        'card': facts,
+    }
+
+
+def write(network: Network, out, *, costs: dict, facts: dict | None = None) -> pathlib.Path:
+    """Writes data, runtime, a program for WAV files, a Makefile and a manifest.
+
+    Args:
+      network: what to write.
+      out: folder; made if need be.
+      costs, facts: of the model, for the manifest.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: the runtime has no room for the network; names the layer.
+    """
+    check(network)
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in RUNTIME:
+        shutil.copyfile(_C / name, out / name)
+    content = packed.pack(network)
+    (out / 'model.kws').write_bytes(content)
+    # the runtime does not read the text: the copy in the program is without it
+    lean = packed.pack(network, text=False)
+    (out / 'kws_model.c').write_text(
+        '/* The packed network; model.kws is the same with names. */\n#include <stdint.h>\n\n'
+        f'extern const uint8_t kws_model[{len(lean)}];\n'
+        f'const uint8_t kws_model[{len(lean)}] = {{\n{_array(lean)}\n}};\n'
+    )
+    labels = ', '.join(json.dumps(label) for label in network.labels)
+    header = (_C / 'kws.h.in').read_text()
+    for name, value in {
+        'SAMPLES': network.samples,
+        'CLASSES': len(network.labels),
+        'HOP': FRAMES_AT_ONCE * network.front_end.stride,
+        'MODEL_BYTES': len(lean),
+        'MEMORY_BYTES': memory_bytes(network),
+        'LABELS': labels,
+    }.items():
+        header = header.replace(f'@{name}@', str(value))
+    (out / 'kws.h').write_text(header)
+    described = manifest(network, costs, facts or {})
+    (out / 'manifest.json').write_text(json.dumps(described, indent=1) + '\n')
+    return out

@@ -1,0 +1,56 @@
+"""What an integer network costs, layer by layer."""
+
+from kws_jax.integer import export_c, packed
+from kws_jax.integer.network import Network
+
+
+def rows(network: Network) -> list[dict]:
+    """Name, bits, flash bytes and MACs of every layer; whole bits are divided by eight."""
+    front_end = network.front_end
+    columns = front_end.taps.shape[1]
+    taps = packed.stored_taps(front_end).size
+    found = [
+        {
+            'name': 'frontend',
+            'weight_bits': front_end.bits,
+            'output_bits': front_end.out_bits,
+            'flash_bytes': (32 + 16 * columns + 32 * front_end.filters + taps * front_end.bits) / 8,
+            'macs': network.frames * front_end.kernel * columns,
+        }
+    ]
+    shape = (network.frames, front_end.filters)
+    for name, layer in network.layers().items():
+        shape = tuple(-(-n // s) for n, s in zip(shape, layer.stride, strict=True))
+        if layer.kind == 'classifier':
+            shape = (1, 1)
+        found.append(
+            {
+                'name': name,
+                'weight_bits': layer.bits,
+                'output_bits': layer.out_bits,
+                'flash_bytes': (32 + 32 * layer.weights.shape[-1] + layer.weights.size * layer.bits)
+                / 8,
+                'macs': shape[0] * shape[1] * layer.weights.size,
+            }
+        )
+    return found
+
+
+def layers(network: Network) -> str:
+    """Flash and MACs of every layer, and the memory of every step of the C runtime, as text."""
+    own = rows(network)
+    lines = [f'{"layer":16}{"bits W":>7}{"bits out":>9}{"flash":>10}{"MACs":>12}']
+    for row in own:
+        lines.append(
+            f'{row["name"]:16}{row["weight_bits"]:7}{row["output_bits"]:9}'
+            f'{row["flash_bytes"]:10,.1f}{row["macs"]:12,}'
+        )
+    flash, macs = (sum(row[key] for row in own) for key in ('flash_bytes', 'macs'))
+    lines.append(f'{"all":32}{flash:10,.1f}{macs:12,}')
+    steps = export_c.memory_timeline(network)
+    most = max(size for _, size in steps)
+    lines += ['', 'memory of the C runtime, step by step']
+    for name, size in steps:
+        mark = '  <- most' if size == most else ''
+        lines.append(f'{name:16}{size:10,} {"#" * round(40 * size / most)}{mark}')
+    return '\n'.join(lines)

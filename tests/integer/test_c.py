@@ -1,0 +1,263 @@
+"""The C runtime: no warning, the numbers of the reference, nothing touched that is not its own."""
+
+import ctypes
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import wave
+
+import integer_models
+import numpy as np
+import pytest
+
+from kws_jax import integer
+from kws_jax import model as model_lib
+from kws_jax.integer import export_c, packed, table
+from kws_jax.integer import network as network_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STRICT = ['-std=c99', '-Wall', '-Wextra', '-Wconversion', '-pedantic', '-Werror']
+COMPILERS = ('gcc', 'clang')
+PACKAGES = {'gcc': 'gcc', 'clang': 'clang', 'valgrind': 'valgrind', 'qemu-arm': 'qemu-user'}
+PACKAGES |= {
+    'arm-linux-gnueabihf-gcc': 'gcc-arm-linux-gnueabihf',
+    'arm-none-eabi-gcc': 'gcc-arm-none-eabi libnewlib-arm-none-eabi',
+}
+
+
+def need(*tools):
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f'{tool} is not installed (apt install {PACKAGES[tool]})')
+
+
+def run(*command, **options):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f'{command}: {done.stdout}\n{done.stderr}'
+    return done.stdout
+
+
+def export(folder, model):
+    network = integer.from_model(model)
+    export_c.write(network, folder, costs=model.costs(), facts={'seed': 3})
+    return network
+
+
+def library(folder, compiler='gcc', *flags):
+    """The export's functions, by ctypes."""
+    out = folder / f'lib-{compiler}.so'
+    sources = [folder / name for name in ('kws_core.c', 'kws.c', 'kws_model.c')]
+    run(compiler, *STRICT, '-Os', *flags, '-shared', '-fPIC', *sources, '-o', out)
+    return ctypes.CDLL(str(out))
+
+
+def pointer(array):
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def windows(functions, audio, classes):
+    logits = np.zeros((len(audio), classes), np.int32)
+    for samples, out in zip(audio, logits, strict=True):
+        functions.kws_run(pointer(np.ascontiguousarray(samples)), pointer(out))
+    return logits
+
+
+def write_wav(path, samples):
+    with wave.open(str(path), 'wb') as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(samples.astype('<i2').tobytes())
+
+
+@pytest.mark.parametrize('compiler', COMPILERS)
+@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
+def test_windows_are_those_of_the_reference(tmp_path, compiler, front_end):
+    need(compiler)
+    audio = integer_models.clips()
+    for weight, activation in ((1, 2), (3, 4), (8, 8)):
+        folder = tmp_path / f'{weight}-{activation}'
+        model = integer_models.make(front_end, weight=weight, activation=activation)
+        network = export(folder, model)
+        functions = library(folder, compiler)
+        assert functions.kws_init() == 0
+        expected = integer.run(network, audio)
+        np.testing.assert_array_equal(windows(functions, audio, 3), expected)
+
+
+def test_a_stream_in_any_chunks_decides_as_its_windows_do(tmp_path):
+    need('gcc')
+    network = export(tmp_path, integer_models.make())
+    functions = library(tmp_path)
+    audio = integer_models.clips().ravel()
+    hop = 8 * network.front_end.stride
+    starts = np.arange(0, len(audio) - 16000 + 1, hop)
+    expected = integer.run(network, np.stack([audio[s : s + 16000] for s in starts]))
+    last = (network.frames - 1) * network.front_end.stride + network.front_end.kernel
+    rng = np.random.default_rng(0)
+    assert functions.kws_init() == 0
+    for largest in (1, 700, 5000):
+        functions.kws_stream_reset()
+        got, at, logits = [], 0, np.zeros(3, np.int32)
+        size = len(audio) if largest > 1 else last + hop + 10
+        while at < size:
+            chunk = min(int(rng.integers(1, largest + 1)), size - at, hop)
+            part = np.ascontiguousarray(audio[at : at + chunk])
+            if functions.kws_stream(pointer(part), chunk, pointer(logits)):
+                got.append(logits.copy())
+            at += chunk
+        assert len(got) == 1 + (size - last) // hop
+        np.testing.assert_array_equal(got, expected[: len(got)])
+
+
+def test_memory_is_what_the_timeline_says_and_the_file_what_the_costs_say(tmp_path):
+    need('gcc')
+    for front_end in integer_models.FRONT_ENDS:
+        network = export(tmp_path / front_end, integer_models.make(front_end))
+        functions = library(tmp_path / front_end)
+        core = ctypes.create_string_buffer(1 << 14)
+        content = packed.pack(network)
+        assert functions.kws_load(core, content, len(content)) == 0
+        assert functions.kws_memory(core) == export_c.memory_bytes(network)
+        memory = np.zeros(1 << 18, np.uint8)
+        assert functions.kws_attach(core, pointer(memory), export_c.memory_bytes(network) - 1) < 0
+        assert functions.kws_attach(core, pointer(memory), export_c.memory_bytes(network)) == 0
+
+
+def test_the_table_adds_up_to_the_costs():
+    model = integer_models.make()
+    rows = table.rows(integer.from_model(model))
+    costs = model.costs()
+    assert sum(row['macs'] for row in rows) == costs['macs']
+    assert -(-sum(8 * row['flash_bytes'] for row in rows) // 8) == costs['flash_bytes']
+
+
+def test_the_logarithm_of_the_runtime_has_the_same_table():
+    source = (ROOT / 'kws_jax/integer/c/kws_core.c').read_text()
+    (body,) = re.findall(r'kLog\[65\] = \{(.*?)\}', source, flags=re.DOTALL)
+    assert [int(v) for v in body.replace('\n', ' ').split(',')] == list(network_lib.log_table())
+
+
+def test_neither_floating_point_nor_dynamic_memory_is_used():
+    for name in ('kws_core.c', 'kws_core.h', 'kws.c', 'kws.h.in'):
+        source = (ROOT / 'kws_jax/integer/c' / name).read_text()
+        source = re.sub(r'/\*.*?\*/', '', source, flags=re.DOTALL)
+        assert not re.search(r'\b(float|double|malloc|calloc|realloc|free)\b', source), name
+        assert set(re.findall(r'#include <(.*?)>', source)) <= {'stdint.h', 'string.h'}
+
+
+@pytest.mark.parametrize('compiler', COMPILERS)
+def test_the_makefile_builds_a_program_that_hears_a_wav_file(tmp_path, compiler):
+    need(compiler)
+    network = export(tmp_path, integer_models.make())
+    run('make', '-C', tmp_path, f'CC={compiler}', 'CFLAGS=-Os -Werror')
+    audio = integer_models.clips()
+    write_wav(tmp_path / 'one.wav', audio[0])
+    _, label, *logits = run(tmp_path / 'kws_wav', tmp_path / 'one.wav').split()
+    expected = integer.run(network, audio[:1])[0]
+    np.testing.assert_array_equal([int(v) for v in logits], expected)
+    assert label == network.labels[expected.argmax()]
+    write_wav(tmp_path / 'long.wav', audio[:3].ravel())
+    assert len(run(tmp_path / 'kws_wav', tmp_path / 'long.wav').splitlines()) > 5
+    (tmp_path / 'no.wav').write_bytes(b'no sound')
+    done = subprocess.run(
+        [tmp_path / 'kws_wav', tmp_path / 'no.wav'], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and 'is not a WAV file' in done.stderr
+
+
+@pytest.fixture(scope='module')
+def sanitized(tmp_path_factory):
+    """A folder with the fuzzing program under both sanitizers, and a model."""
+    need('gcc')
+    folder = tmp_path_factory.mktemp('fuzz')
+    network = export(folder, integer_models.make())
+    (folder / 'lean.kws').write_bytes(packed.pack(network, text=False))
+    flags = ['-O1', '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover=all']
+    source = pathlib.Path(__file__).with_name('fuzz.c')
+    core = folder / 'kws_core.c'
+    run('gcc', '-std=c99', *flags, f'-I{folder}', source, core, '-o', folder / 'fuzz')
+    wav = [folder / name for name in ('kws_core.c', 'kws.c', 'kws_model.c', 'kws_wav.c')]
+    run('gcc', '-std=c99', *flags, *wav, '-o', folder / 'kws_wav')
+    return folder
+
+
+def test_altered_models_are_refused_or_run_without_touching_what_is_not_theirs(sanitized):
+    out = run(sanitized / 'fuzz', sanitized / 'lean.kws', 20000, 1)
+    accepted = int(out.split()[0])
+    assert 100 < accepted < 15000  # weights may be anything, headers may not
+
+
+def test_every_cut_of_a_model_is_refused(tmp_path):
+    need('gcc')
+    network = export(tmp_path, integer_models.make())
+    functions = library(tmp_path)
+    core, content = ctypes.create_string_buffer(1 << 14), packed.pack(network)
+    for size in [*range(200), *range(200, len(content), 37)]:
+        assert functions.kws_load(core, content[:size], size) < 0
+    assert functions.kws_load(core, b'KWSI\x02' + content[5:], len(content)) == -2
+
+
+def test_sanitizers_and_valgrind_find_nothing(sanitized, tmp_path):
+    write_wav(tmp_path / 'long.wav', integer_models.clips()[:2].ravel())
+    first = run(sanitized / 'kws_wav', tmp_path / 'long.wav')
+    need('valgrind')
+    run('make', '-C', sanitized, 'CFLAGS=-O1 -g')
+    flags = ['--error-exitcode=9', '--leak-check=full', '-q']
+    assert run('valgrind', *flags, sanitized / 'kws_wav', tmp_path / 'long.wav') == first
+
+
+def test_an_arm_processor_gives_the_same_bits(tmp_path):
+    need('arm-linux-gnueabihf-gcc', 'qemu-arm')
+    network = export(tmp_path, integer_models.make())
+    sources = [tmp_path / n for n in ('kws_core.c', 'kws.c', 'kws_model.c', 'kws_wav.c')]
+    program = tmp_path / 'kws_arm'
+    run('arm-linux-gnueabihf-gcc', *STRICT, '-Os', '-static', *sources, '-o', program)
+    audio = integer_models.clips()
+    for i, expected in enumerate(integer.run(network, audio)):
+        write_wav(tmp_path / 'one.wav', audio[i])
+        logits = run('qemu-arm', program, tmp_path / 'one.wav').split()[2:]
+        np.testing.assert_array_equal([int(v) for v in logits], expected)
+
+
+def test_a_cortex_m4_links_it_without_software_floating_point(tmp_path):
+    need('arm-none-eabi-gcc')
+    export(tmp_path, integer_models.make())
+    (tmp_path / 'main.c').write_text(
+        '#include "kws.h"\nstatic int16_t s[KWS_SAMPLES];\n'
+        'int main(void) { int32_t l[KWS_CLASSES]; kws_init(); kws_run(s, l); return (int)l[0]; }\n'
+    )
+    sources = [tmp_path / n for n in ('main.c', 'kws_core.c', 'kws.c', 'kws_model.c')]
+    cpu = ['-mcpu=cortex-m4', '-mthumb', '-ffunction-sections', '-fdata-sections']
+    link = ['--specs=nosys.specs', '--specs=nano.specs', '-Wl,--gc-sections']
+    elf = tmp_path / 'kws.elf'
+    run('arm-none-eabi-gcc', *STRICT, '-Os', *cpu, *sources, *link, '-o', elf)
+    names = run('arm-none-eabi-nm', elf)
+    assert 'kws_run' in names
+    assert not re.search(r'__aeabi_[df](add|mul|div|sub)|\bmalloc\b', names)
+
+
+def test_what_has_no_room_is_refused_by_name(tmp_path):
+    import dataclasses
+
+    network = integer.from_model(integer_models.make())
+    wide = dataclasses.replace(network.head, weights=np.zeros((6, 600), np.int8))
+    with pytest.raises(ValueError, match='head: 600 channels; the C runtime has room for 512'):
+        export_c.write(dataclasses.replace(network, head=wide), tmp_path, costs={})
+
+
+def test_the_program_exports_and_says_what_it_costs(tmp_path):
+    model_lib.save(integer_models.make(), tmp_path / 'model')
+    launch = [sys.executable, ROOT / 'launch/export.py', f'--model={tmp_path / "model"}']
+    out = run(*launch, '--format=c', f'--out={tmp_path / "c"}')
+    assert 'a.0.depthwise' in out and '<- most' in out
+    assert {'kws.h', 'kws_core.c', 'kws_model.c', 'manifest.json'} <= {
+        path.name for path in (tmp_path / 'c').iterdir()
+    }
+    run(*launch, '--format=packed', f'--out={tmp_path / "p"}')
+    again, _ = packed.unpack((tmp_path / 'p/model.kws').read_bytes())
+    audio = integer_models.clips(1)
+    expected = integer.run(integer.from_model(integer_models.make()), audio)
+    np.testing.assert_array_equal(integer.run(again, audio), expected)
