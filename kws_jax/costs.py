@@ -213,7 +213,7 @@ def mean_bits(bits: Mapping[str, float], sites: Mapping[str, int]) -> float:
 def _overhead_bits(space, channels, front_end_filters):
     fixed = CHANNEL_BITS * sum(_fixed_channels(space).values())
     if front_end_filters:
-        fixed += CHANNEL_BITS // 2 * front_end_filters + CHANNEL_BITS * space.image_shape[1]
+        fixed += CHANNEL_BITS * (front_end_filters + space.image_shape[1])
     tensors = 3 + bool(front_end_filters)
     return fixed + CHANNEL_BITS * channels + TENSOR_BITS * tensors
 
@@ -228,8 +228,8 @@ def stored_bits(
     """Bits that the exported model stores: weights at their bits, and what goes with them.
 
     Beside its weights every output channel stores a 16-bit multiplier and a 16-bit offset, which
-    hold the folded batch norm; every column of the front end a 16-bit multiplier, and every filter
-    of the image a 16-bit factor and offset; every tensor a 32-bit word.
+    hold the folded batch norm; every column of the front end a 32-bit multiplier, and every filter
+    of the image a 16-bit factor and offset; every tensor a 32-bit word, and every residual another.
 
     Args:
       architecture: the network.
@@ -245,7 +245,7 @@ def stored_bits(
     for layer, choice in zip(architecture.space.layers, architecture.choices, strict=True):
         per_layer = layer_channels(layer, choice)
         channels += sum(per_layer.values())
-        tensors += len(per_layer)
+        tensors += len(per_layer) + (layer.keeps_shape and not choice.is_identity)
     overhead = _overhead_bits(architecture.space, channels, front_end_filters)
     return weights + overhead + TENSOR_BITS * tensors
 
@@ -266,7 +266,7 @@ def stored_bits_table(
         return (
             weight_bits * weights
             + CHANNEL_BITS * sum(channels.values())
-            + TENSOR_BITS * len(channels)
+            + TENSOR_BITS * (len(channels) + (layer.keeps_shape and not choice.is_identity))
         )
 
     return _table(space, fixed, cost)

@@ -213,7 +213,11 @@ def train_phase(config: dict, data, workdir, start: Model, teacher: Model | None
 
 
 def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str, Model]:
-    """The fixed and the trained bit-widths that the config asks for, by name."""
+    """The fixed and the trained bit-widths that the config asks for, by name.
+
+    Each ends with the constants that its integer form has (`integer.snap`): what is scored and
+    saved is what runs on a device.
+    """
     shared = {'seed': config['seed'], 'batch': config['batch']}
     about = {'start': _digest(float_model), 'data': data.fingerprint}
     models = {}

@@ -122,7 +122,7 @@ def test_stored_bits_of_a_small_network_by_hand():
         architecture, weight_bits=bits, front_end_weights=100, front_end_filters=8
     )
     expected = 8 * 100 + 5 * 30 + 2 * (sum(weights.values()) - 30)
-    assert got == expected + 32 * channels + (16 + 32) * 8 + 32 * (len(weights) + 1)
+    assert got == expected + 32 * channels + (32 + 32) * 8 + 32 * (len(weights) + 1)
 
 
 def simulated_peak(architecture, bits, samples):

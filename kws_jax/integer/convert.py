@@ -1,13 +1,16 @@
 """A quantized model as an integer network."""
 
+import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kws_jax import quantizers
 from kws_jax.integer.network import (
     LOG_FRACTION,
-    SAMPLE_MANTISSA_BITS,
+    WIDE_BITS,
     Block,
     FrontEnd,
     Layer,
@@ -16,11 +19,13 @@ from kws_jax.integer.network import (
 )
 from kws_jax.layers.basic import BN_EPSILON
 from kws_jax.model import Model
-from kws_jax.quantizers.forms import is_signed
+from kws_jax.quantizers.forms import MAX_BITS, is_signed
 from kws_jax.quantizers.rounding import largest_code
 
 FRACTION = 24  # most bits behind the point of an offset
 RESPONSE_BITS = 47  # of the largest square of a response, so that its logarithm fits
+_NEAR_TIE = 1e-5  # codes; float32 errs by less
+_MOST_SUMS = 20000  # in the range of a code's values; among more, some lie that near anyway
 _FLOOR = 1e-10  # under the square root of a quadrature pair, as in the front end
 
 
@@ -43,7 +48,10 @@ class _Sites:
         self.model = model
 
     def bits(self, name: str, kind: str) -> int:
-        return int(self.model.quant['bits'][name][kind])
+        bits = int(self.model.quant['bits'][name][kind])
+        if bits > MAX_BITS:
+            raise ValueError(f'{name}: {bits} bits; integer networks have at most {MAX_BITS}')
+        return bits
 
     def step(self, name: str, kind: str, x=None) -> float:
         own = self.model.quant['params'][name][kind]
@@ -81,6 +89,26 @@ def _fixed_point(values, bits: int, most: int) -> tuple[np.ndarray, int]:
     return whole.astype(np.int64), fraction
 
 
+def _off_ties(rescale, whole, fraction, low, high) -> np.ndarray:
+    """Offsets, moved by a few units where some sum would lie just between two codes.
+
+    Sums are whole numbers, so they can hit such a point exactly, again and again; which code it
+    then is would depend on how a runtime rounds. A channel that no move helps stays as it is.
+    """
+    moved = whole.copy()
+    for i, (scale, offset) in enumerate(zip(rescale.values(), whole, strict=True)):
+        for move in (0, 1, -1, 2, -2, 3, -3, 4, -4):
+            start = (offset + move) / 2.0**fraction
+            first, last = np.floor((low - 1 - start) / scale), np.ceil((high + 1 - start) / scale)
+            if last - first > _MOST_SUMS:
+                break
+            codes = np.arange(first, last + 1) * scale + start
+            if np.abs(codes - np.floor(codes) - 0.5).min() > _NEAR_TIE:
+                moved[i] = offset + move
+                break
+    return moved
+
+
 def _folded(params, state) -> tuple[np.ndarray, np.ndarray]:
     """Factor and offset of a batch norm in evaluation, float64."""
     mean, var = (np.asarray(state[k], np.float64) for k in ('mean', 'var'))
@@ -104,7 +132,13 @@ def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_
     whole, fraction = _fixed_point(offset / out_step, 16, min(FRACTION, int(rescale.shift.min())))
     if fraction < 0 or rescale.shift.min() < 1 or rescale.shift.max() > 62:
         raise ValueError(f'{name}: its batch norm is out of range ({factor.min()}..{factor.max()})')
-    residual = None if residual_step is None else Multipliers.nearest([residual_step / out_step])
+    if residual_step is None:
+        whole = np.clip(_off_ties(rescale, whole, fraction, low, high), -32767, 32767)
+    residual = (
+        None
+        if residual_step is None
+        else Multipliers.nearest([residual_step / out_step], WIDE_BITS)
+    )
     layer = Layer(
         name=name,
         kind=kind,
@@ -141,20 +175,19 @@ def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float]:
         gains = np.asarray(front_end.gains(model.params['frontend']), np.float64)
     # what the multiplier makes of samples is the step from here on
     per_sample = 1.0 / (32768.0 * sites.step('input', 'activation'))
-    given = Multipliers.nearest([per_sample], SAMPLE_MANTISSA_BITS)
+    given = Multipliers.nearest([per_sample], WIDE_BITS)
     x_step = 1.0 / (32768.0 * float(given.values()[0]))
     scale = x_step * w_step * peak.astype(np.float64) * gains
     log, pairs = spec['compression'].startswith('log'), bool(spec['quadrature'])
     gain = {'log': spec['log_gain'], 'log_plain': 1.0}.get(spec['compression'], 1.0)
     scale = scale * gain
 
-    # as many bits behind the point as keep the largest response within 31 bits
+    # as many bits behind the point as keep the largest response within 30 bits
     sums = np.abs(codes).sum(axis=0) * sites.top('input')
     largest = max(float((sums * scale).max()) * (math.sqrt(2) if pairs else 1), 1e-6)
     fraction = min(24, math.floor(30 - math.log2(largest)))
-    power = 2.0 ** (2 * fraction if pairs else fraction)
-    columns = Multipliers.nearest(scale**2 * power if pairs else scale * power)
-    if columns.shift.min() < -40 or columns.shift.max() > 62:
+    columns = Multipliers.nearest(scale * 2.0**fraction, WIDE_BITS)
+    if fraction < 0 or columns.shift.min() < 1 or columns.shift.max() > 62:
         raise ValueError(f'frontend: responses are out of range (gains up to {gains.max()})')
 
     filters = codes.shape[1] // (1 + pairs)
@@ -188,7 +221,7 @@ def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float]:
         input_bits=sites.bits('input', 'activation'),
         columns=columns,
         fraction=fraction,
-        floor=round(_FLOOR * gain**2 * power) if pairs else 0,
+        floor=round(_FLOOR * gain**2 * 4.0**fraction) if pairs else 0,
         factor=whole_factor.astype(np.int16),
         factor_fraction=factor_fraction,
         offset=whole_offset.astype(np.int16),
@@ -277,3 +310,55 @@ def from_model(model: Model) -> Network:
         labels=tuple(model.labels),
         logit_step=float(logit_step),
     )
+
+
+def snap(model: Model) -> Model:
+    """The model whose batch norms are those that integers can say.
+
+    `from_model` rounds factors to twelve bits and offsets to sixteen, which takes values that lie
+    between two codes to the other one here and there; at few bits that is heard in the logits. This
+    writes the rounded factors and offsets back into the weights and averages, so that the network
+    in floating point and its integers say the same. Models without an integer form are returned as
+    they are.
+    """
+    try:
+        network, sites = from_model(model), _Sites(model)
+    except ValueError:
+        return model
+    params = jax.tree.map(lambda v: v, model.params)  # new dicts, the same leaves
+    layers = network.layers()
+    x_step = sites.step('frontend', 'activation')
+
+    def write(part, state, name, x_step):
+        layer, out_step = layers[name], sites.step(name, 'activation')
+        w_step = sites.step(name, 'weight', np.asarray(part['w'], np.float32))
+        sign = np.where(np.asarray(part['scale']) < 0, -1.0, 1.0)
+        factor = sign * layer.rescale.values() * out_step / (w_step * x_step)
+        offset = layer.offset / 2.0**layer.fraction * out_step
+        mean, var = (np.asarray(state[k], np.float64) for k in ('mean', 'var'))
+        part['scale'] = jnp.asarray(factor * np.sqrt(var + BN_EPSILON), jnp.float32)
+        part['bias'] = jnp.asarray(offset + mean * factor, jnp.float32)
+        return out_step
+
+    x_step = write(params['stem'], model.averages['stem'], 'stem', x_step)
+    for layer in model.architecture.space.layers:
+        for name in ('expand', 'depthwise', 'project'):
+            if name in params.get(layer.name, {}):
+                part, state = params[layer.name][name], model.averages[layer.name][name]
+                x_step = write(part, state, f'{layer.name}.{name}', x_step)
+    write(params['head'], model.averages['head'], 'head', x_step)
+    bias = network.classifier.offset * network.logit_step
+    params['classifier']['b'] = jnp.asarray(bias, jnp.float32)
+
+    averages = dict(model.averages)
+    front_end = network.front_end
+    if model.make_front_end().normalize:
+        unit = math.log(2.0) / 2.0**LOG_FRACTION if front_end.log else 2.0**-front_end.fraction
+        out_step = sites.step('frontend', 'activation')
+        factor = front_end.factor / 2.0**front_end.factor_fraction * out_step / unit
+        offset = front_end.offset / 2.0**front_end.offset_fraction * out_step
+        averages['image'] = {
+            'mean': jnp.asarray(-offset / factor, jnp.float32),
+            'var': jnp.asarray(1.0 / factor**2 - BN_EPSILON, jnp.float32),
+        }
+    return dataclasses.replace(model, params=params, averages=averages)

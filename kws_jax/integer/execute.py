@@ -60,14 +60,14 @@ def integer_sqrt(value, xp=np):
 
 
 def log2(value, fraction: int, xp=np):
-    """`2^16 log2(value / 2^fraction)` of int64 values from 1 on, by a table of 65 entries."""
+    """`2^16 log2(value / 2^fraction)` of int64 values from 1 on, by a table of 257 entries."""
     high = xp.frexp(value.astype(np.float64))[1].astype(np.int64) - 1  # of the leading one
-    # the 16 bits behind the leading one
-    below = xp.maximum(16 - high, 0)
-    behind = xp.where(high >= 16, value >> xp.maximum(high - 16, 0), value << below) & 0xFFFF
-    at, rest = behind >> (16 - LOG_TABLE_BITS), behind & ((1 << (16 - LOG_TABLE_BITS)) - 1)
+    # the 24 bits behind the leading one
+    below = xp.maximum(24 - high, 0)
+    behind = xp.where(high >= 24, value >> xp.maximum(high - 24, 0), value << below) & 0xFFFFFF
+    at, rest = behind >> (24 - LOG_TABLE_BITS), behind & ((1 << (24 - LOG_TABLE_BITS)) - 1)
     table = xp.asarray(log_table().astype(np.int64))
-    between = (table[at + 1] - table[at]) * rest >> (16 - LOG_TABLE_BITS)
+    between = rounded_shift((table[at + 1] - table[at]) * rest, 24 - LOG_TABLE_BITS)
     return ((high - fraction) << LOG_FRACTION) + table[at] + between
 
 
@@ -82,13 +82,13 @@ def image_row(front_end: FrontEnd, sums, xp=np):
     """Sums of the filters `[..., columns]` to image codes `[..., filters]`."""
     sums = sums.astype(np.int64)
     mantissa, shift = (_across(getattr(front_end.columns, k), sums) for k in ('mantissa', 'shift'))
+    scaled = rounded_shift(sums * mantissa, shift)
     if front_end.pairs:
-        # floor(a^2 m / 2^shift) of each, which fits 62 bits
-        first, second = xp.split(shifted(sums * sums * mantissa, shift, xp), 2, axis=-1)
-        response = integer_sqrt(first + second + front_end.floor, xp)
+        first, second = xp.split(scaled, 2, axis=-1)
+        response = integer_sqrt(first * first + second * second + front_end.floor, xp)
     else:
         size = {'abs': xp.abs, 'relu': lambda v: xp.maximum(v, 0), 'plain': lambda v: v}
-        response = shifted(size[front_end.magnitude](sums) * mantissa, shift, xp)
+        response = size[front_end.magnitude](scaled)
     if front_end.log:
         response = log2(response + (1 << front_end.fraction), front_end.fraction, xp)
     apart = front_end.factor_fraction - front_end.offset_fraction

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 MANTISSA_BITS = 11  # stored; the leading one is not
-SAMPLE_MANTISSA_BITS = 16  # of the one multiplier that all samples meet
+WIDE_BITS = 24  # the same of a multiplier that has 32 bits to itself
 LARGEST_EXPONENT = 24  # five bits would hold 31; what is smaller is as good as nothing
 LOG_FRACTION = 16  # bits behind the point of a logarithm
-LOG_TABLE_BITS = 6
+LOG_TABLE_BITS = 8
 
 
 def log_table() -> np.ndarray:
-    """`2^16 log2(1 + i / 64)` rounded, int32 `[65]`: the table that every runtime interpolates."""
+    """`2^16 log2(1 + i / 256)` rounded, int32 `[257]`: what every runtime interpolates."""
     size = 1 << LOG_TABLE_BITS
     return np.round(2.0**LOG_FRACTION * np.log2(1.0 + np.arange(size + 1) / size)).astype(np.int32)
 
@@ -28,8 +28,8 @@ class Multipliers:
     """Positive real numbers as `mantissa / 2^(base + exponent)`.
 
     Attributes:
-      mantissa: int64 `[channels]` in `2^11 .. 2^12 - 1`.
-      exponent: int64 `[channels]` in `0 .. 31`.
+      mantissa: int64 `[channels]` in `2^11 .. 2^12 - 1`, or `2^24 .. 2^25 - 1` of wide ones.
+      exponent: int64 `[channels]`, from 0 on.
       base: added to every exponent; may be negative.
     """
 
@@ -57,6 +57,18 @@ class Multipliers:
         words = words.astype(np.int64)
         low = words & ((1 << MANTISSA_BITS) - 1)
         return cls(low + (1 << MANTISSA_BITS), words >> MANTISSA_BITS, base)
+
+    def encode_wide(self) -> np.ndarray:
+        """uint32: shift plus 64 in the upper eight bits; mantissa, of `WIDE_BITS`, below."""
+        low = self.mantissa - (1 << WIDE_BITS)
+        return ((self.shift + 64) << WIDE_BITS | low).astype(np.uint32)
+
+    @classmethod
+    def decode_wide(cls, words: np.ndarray) -> 'Multipliers':
+        """The inverse of `encode_wide`."""
+        words = words.astype(np.int64)
+        low = words & ((1 << WIDE_BITS) - 1)
+        return cls(low + (1 << WIDE_BITS), words >> WIDE_BITS, -64)
 
     @classmethod
     def nearest(cls, values: np.ndarray, bits: int = MANTISSA_BITS) -> 'Multipliers':
@@ -93,7 +105,7 @@ class Layer:
       rescale: sum to output code; None for the classifier.
       offset: int16 `[out]` in units of `2^-fraction` output codes; int32 bias of a classifier.
       fraction: of the offsets.
-      residual: multiplier (one) of the block's input, added before rounding; None without.
+      residual: wide multiplier (one) of the block's input, added before rounding; None without.
       low, high: bounds of the output code.
       out_bits: bits of an output code.
     """
@@ -117,9 +129,9 @@ class FrontEnd:
     """Samples to image codes.
 
     A sample n becomes the code `n * input`, clipped to `±top`. Filters give sums a (and b, in
-    quadrature). Their response is an integer r with `fraction` bits behind the point: `|a| m`, or
-    `sqrt(a^2 m_a + b^2 m_b + floor)`. Compressed it is `log2(1 + r)` with 16 bits; the image code
-    is that times `factor` plus `offset`, rounded.
+    quadrature), which times their multipliers have `fraction` bits behind the point. The response r
+    is the magnitude, or `sqrt(a^2 + b^2 + floor)`. Compressed it is `log2(1 + r)` with 16 bits; the
+    image code is that times `factor` plus `offset`, rounded.
 
     Attributes:
       kernel, stride: of a frame, in samples.
@@ -129,10 +141,10 @@ class FrontEnd:
       pairs: whether columns are quadrature pairs.
       magnitude: `abs`, `relu` or `plain` of a column that has no partner.
       log: whether the response is compressed.
-      input: multiplier (one) of a sample.
+      input: wide multiplier (one) of a sample.
       top: largest sample code.
       input_bits: bits of a sample code.
-      columns: multiplier of every column; of the square in a pair.
+      columns: wide multiplier of every column.
       fraction: bits behind the point of a response.
       floor: added to the square of a pair.
       factor: int16 `[filters]`, in units of `2^-factor_fraction` image codes per compressed unit.

@@ -33,19 +33,20 @@ Then the JSON text, spaces up to a multiple of 4, and the stream. In the stream 
 has its lowest bit first, bytes are filled from their lowest bit. It holds, without gaps, the front
 end and every layer in order, each as a word of 32 bits, constants, weights:
 
-    word        bits 0-6    base of the multipliers, plus 64
-      layer     bits 7-11   fraction of the offsets
-                bits 12-18  shift of the multiplier of the residual, plus 64
-                bits 19-29  its mantissa without the leading one
-      front end bits 7-13   shift of the multiplier of a sample, plus 64
-                bits 14-29  its mantissa without the leading one
-    front end   16 bits a column: multiplier; 16 bits a filter: factor; then 16 bits: offset
+    word        front end: wide multiplier of a sample
+                layer: bits 0-6 base of the multipliers, plus 64; 7-11 fraction of the offsets
+    front end   32 bits a column: wide multiplier; 16 bits a filter: factor; then 16 bits: offset
+    residual    32 bits where the block's input is added: its wide multiplier
     layer       16 bits a channel: multiplier; then 16 bits a channel: offset
     classifier  32 bits a class: bias
     weights     two's complement of their bits; of 1 bit: 0 for -1, 1 for +1. Taps column by
                 column, half of them where symmetric; a stem and a depthwise layer tap by tap,
                 channels inside; pointwise layers and the classifier output by output, inputs
                 inside
+
+A multiplier of 16 bits: exponent in the upper five, below it eleven bits behind a leading one; it
+stands for the mantissa over `2^(base + exponent)`. A wide one: shift plus 64 in the upper eight
+bits, below it 24 bits behind a leading one.
 
 What `costs.stored_bits` counts is the stream.
 """
@@ -56,15 +57,7 @@ import zlib
 
 import numpy as np
 
-from kws_jax.integer.network import (
-    MANTISSA_BITS,
-    SAMPLE_MANTISSA_BITS,
-    Block,
-    FrontEnd,
-    Layer,
-    Multipliers,
-    Network,
-)
+from kws_jax.integer.network import Block, FrontEnd, Layer, Multipliers, Network
 
 MAGIC, VERSION = b'KWSI', 1
 _HEAD, _LAYER = struct.Struct('<4sHHIIII6H4B2BHI'), struct.Struct('<H2B2BBBhhB3x')
@@ -81,15 +74,12 @@ def _weight_bits(codes: np.ndarray, width: int) -> np.ndarray:
     return _bits_of(codes > 0 if width == 1 else codes, width)
 
 
-def _front_word(base: int, sample: Multipliers) -> np.ndarray:
-    low = int(sample.mantissa[0]) & ((1 << SAMPLE_MANTISSA_BITS) - 1)
-    return _bits_of([base + 64 | int(sample.shift[0]) + 64 << 7 | low << 14], 32)
+def _word(base: int, fraction: int) -> np.ndarray:
+    return _bits_of([base + 64 | fraction << 7], 32)
 
 
-def _word(base: int, fraction: int, extra: Multipliers | None) -> np.ndarray:
-    shift, mantissa = (0, 0) if extra is None else (int(extra.shift[0]), int(extra.mantissa[0]))
-    low = mantissa & ((1 << MANTISSA_BITS) - 1)
-    return _bits_of([base + 64 | fraction << 7 | shift + 64 << 12 | low << 19], 32)
+def _wide(multipliers: Multipliers) -> np.ndarray:
+    return _bits_of(multipliers.encode_wide(), 32)
 
 
 def stored_taps(front_end: FrontEnd) -> np.ndarray:
@@ -114,18 +104,19 @@ def stream(network: Network) -> bytes:
     """The stream of bits: all that `costs.stored_bits` counts."""
     front_end = network.front_end
     parts = [
-        _front_word(front_end.columns.base, front_end.input),
-        _bits_of(front_end.columns.encode(), 16),
+        _wide(front_end.input),
+        _wide(front_end.columns),
         _bits_of(front_end.factor, 16),
         _bits_of(front_end.offset, 16),
         _weight_bits(stored_taps(front_end), front_end.bits),
     ]
     for layer in network.layers().values():
         if layer.rescale is None:
-            parts += [_word(0, 0, None), _bits_of(layer.offset, 32)]
+            parts += [_word(0, 0), _bits_of(layer.offset, 32)]
         else:
             parts += [
-                _word(layer.rescale.base, layer.fraction, layer.residual),
+                _word(layer.rescale.base, layer.fraction),
+                *([] if layer.residual is None else [_wide(layer.residual)]),
                 _bits_of(layer.rescale.encode(), 16),
                 _bits_of(layer.offset, 16),
             ]
@@ -231,20 +222,14 @@ class _Reader:
             return 2 * self.take(count, 1) - 1
         return self.signed(count, width)
 
-    def front_word(self) -> tuple[int, Multipliers]:
-        """Base, and the multiplier of a sample."""
+    def word(self) -> tuple[int, int]:
+        """Base and fraction of a layer."""
         (word,) = self.take(1, 32)
-        low = word >> 14 & ((1 << SAMPLE_MANTISSA_BITS) - 1)
-        mantissa = np.array([low + (1 << SAMPLE_MANTISSA_BITS)])
-        shift = int(word >> 7 & 0x7F) - 64
-        return int(word & 0x7F) - 64, Multipliers(mantissa, np.zeros(1, np.int64), shift)
+        return int(word & 0x7F) - 64, int(word >> 7 & 0x1F)
 
-    def word(self) -> tuple[int, int, Multipliers]:
-        """Base, fraction and the further multiplier of a word."""
-        (word,) = self.take(1, 32)
-        mantissa = np.array([(word >> 19 & 0x7FF) + (1 << MANTISSA_BITS)])
-        further = Multipliers(mantissa, np.zeros(1, np.int64), int(word >> 12 & 0x7F) - 64)
-        return int(word & 0x7F) - 64, int(word >> 7 & 0x1F), further
+    def wide(self, count: int = 1) -> Multipliers:
+        """Wide multipliers."""
+        return Multipliers.decode_wide(self.take(count, 32))
 
 
 def unpack(content: bytes) -> tuple[Network, dict]:
@@ -273,8 +258,7 @@ def unpack(content: bytes) -> tuple[Network, dict]:
 
     pairs, symmetric = bool(flags & 1), bool(flags & 4)
     columns = filters * (1 + pairs)
-    base, sample = reader.front_word()
-    multipliers = Multipliers.decode(reader.take(columns, 16), base)
+    sample, multipliers = reader.wide(), reader.wide(columns)
     factor, offset = reader.signed(filters, 16), reader.signed(filters, 16)
     half, even = (kernel + 1) // 2, kernel // 2
     if not symmetric:
@@ -315,7 +299,8 @@ def unpack(content: bytes) -> tuple[Network, dict]:
         out, kh, kw, sh, sw, bits, out_bits, low, high, residual = values
         if bits == 0:
             return None
-        base, fraction, further = reader.word()
+        base, fraction = reader.word()
+        further = reader.wide() if residual else None
         if kind == 'classifier':
             rescale, offset = None, reader.signed(out, 32).astype(np.int32)
         else:
@@ -334,7 +319,7 @@ def unpack(content: bytes) -> tuple[Network, dict]:
             rescale=rescale,
             offset=offset,
             fraction=fraction,
-            residual=further if residual else None,
+            residual=further,
             low=low,
             high=high,
             out_bits=32 if kind == 'classifier' else out_bits,

@@ -14,7 +14,7 @@ def rows(network: Network) -> list[dict]:
             'name': 'frontend',
             'weight_bits': front_end.bits,
             'output_bits': front_end.out_bits,
-            'flash_bytes': (32 + 16 * columns + 32 * front_end.filters + taps * front_end.bits) / 8,
+            'flash_bytes': (32 + 32 * columns + 32 * front_end.filters + taps * front_end.bits) / 8,
             'macs': network.frames * front_end.kernel * columns,
         }
     ]
@@ -23,13 +23,13 @@ def rows(network: Network) -> list[dict]:
         shape = tuple(-(-n // s) for n, s in zip(shape, layer.stride, strict=True))
         if layer.kind == 'classifier':
             shape = (1, 1)
+        words = 1 + (layer.residual is not None) + layer.weights.shape[-1]
         found.append(
             {
                 'name': name,
                 'weight_bits': layer.bits,
                 'output_bits': layer.out_bits,
-                'flash_bytes': (32 + 32 * layer.weights.shape[-1] + layer.weights.size * layer.bits)
-                / 8,
+                'flash_bytes': (32 * words + layer.weights.size * layer.bits) / 8,
                 'macs': shape[0] * shape[1] * layer.weights.size,
             }
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax import costs, network, quantizers
+from kws_jax import costs, integer, network, quantizers
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.batches import steps_per_epoch, training_source
 from kws_jax.model import Model, quantized_taps, tap_columns
@@ -250,7 +250,7 @@ def quantize_fixed(
         workdir=workdir,
         name=name,
     )
-    return _finished(model, state, form, bits, summary, {})
+    return _finished(model, state, form, bits, summary, {}, data)
 
 
 def check_widths(weight: int, activation: int, config: dict) -> int:
@@ -284,19 +284,18 @@ def check_trained_bits(config: dict) -> None:
                 )
 
 
-def _finished(model, state, form, bits, summary, facts):
+def _finished(model, state, form, bits, summary, facts, data):
+    """The model of a run, with the constants of its integer form: what is scored is what runs."""
     params, averages = final_weights(state)
+    quant = {'form': form.name, 'bits': bits, 'params': state.quant}
+    model = integer.snap(
+        dataclasses.replace(model, params=params, averages=averages, quant=quant, card={})
+    )
     card = facts | {
-        'validation_accuracy': summary['eval']['accuracy'],
+        'validation_accuracy': evaluate_model(model, data, 'validation')['accuracy'],
         'wall_seconds': facts.get('wall_seconds', 0.0) + summary['wall_seconds'],
     }
-    return dataclasses.replace(
-        model,
-        params=params,
-        averages=averages,
-        quant={'form': form.name, 'bits': bits, 'params': state.quant},
-        card=card,
-    )
+    return dataclasses.replace(model, card=card)
 
 
 def budget_price(*, mean: float, strength: float) -> Callable:
@@ -397,7 +396,7 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
         **run,
     )
     facts = {'wall_seconds': summary['wall_seconds'], 'budget': budget}
-    return _finished(model, final, form, bits, more, facts)
+    return _finished(model, final, form, bits, more, facts, data)
 
 
 def whole_bits(form, quant_params, sites: dict, budget: dict | None) -> dict:

@@ -1,6 +1,7 @@
 """The C runtime: no warning, the numbers of the reference, nothing touched that is not its own."""
 
 import ctypes
+import math
 import pathlib
 import re
 import shutil
@@ -131,12 +132,12 @@ def test_the_table_adds_up_to_the_costs():
     rows = table.rows(integer.from_model(model))
     costs = model.costs()
     assert sum(row['macs'] for row in rows) == costs['macs']
-    assert -(-sum(8 * row['flash_bytes'] for row in rows) // 8) == costs['flash_bytes']
+    assert math.ceil(sum(row['flash_bytes'] for row in rows)) == costs['flash_bytes']
 
 
 def test_the_logarithm_of_the_runtime_has_the_same_table():
     source = (ROOT / 'kws_jax/integer/c/kws_core.c').read_text()
-    (body,) = re.findall(r'kLog\[65\] = \{(.*?)\}', source, flags=re.DOTALL)
+    (body,) = re.findall(r'kLog\[257\] = \{(.*?)\}', source, flags=re.DOTALL)
     assert [int(v) for v in body.replace('\n', ' ').split(',')] == list(network_lib.log_table())
 
 

@@ -77,15 +77,30 @@ static uint32_t square_root(uint64_t value) {
   return (uint32_t)root;
 }
 
-/* 2^16 log2(1 + i / 64) */
-static const int32_t kLog[65] = {
-    0, 1466, 2909, 4331, 5732, 7112, 8473, 9814, 11136, 12440,
-    13727, 14996, 16248, 17484, 18704, 19909, 21098, 22272, 23433, 24579,
-    25711, 26830, 27936, 29029, 30109, 31178, 32234, 33279, 34312, 35334,
-    36346, 37346, 38336, 39316, 40286, 41246, 42196, 43137, 44068, 44990,
-    45904, 46809, 47705, 48593, 49472, 50344, 51207, 52063, 52911, 53751,
-    54584, 55410, 56229, 57040, 57845, 58643, 59434, 60219, 60997, 61769,
-    62534, 63294, 64047, 64794, 65536
+/* 2^16 log2(1 + i / 256) */
+static const int32_t kLog[257] = {
+    0, 369, 736, 1102, 1466, 1829, 2190, 2551, 2909, 3267, 3623, 3978,
+    4331, 4683, 5034, 5384, 5732, 6079, 6425, 6769, 7112, 7454, 7795, 8134,
+    8473, 8810, 9146, 9480, 9814, 10146, 10477, 10807, 11136, 11464, 11791, 12116,
+    12440, 12764, 13086, 13407, 13727, 14046, 14363, 14680, 14996, 15310, 15624, 15937,
+    16248, 16559, 16868, 17177, 17484, 17791, 18096, 18401, 18704, 19007, 19308, 19609,
+    19909, 20207, 20505, 20802, 21098, 21393, 21687, 21980, 22272, 22564, 22854, 23144,
+    23433, 23720, 24007, 24293, 24579, 24863, 25146, 25429, 25711, 25992, 26272, 26551,
+    26830, 27108, 27384, 27660, 27936, 28210, 28484, 28757, 29029, 29300, 29571, 29840,
+    30109, 30378, 30645, 30912, 31178, 31443, 31707, 31971, 32234, 32496, 32758, 33019,
+    33279, 33538, 33797, 34055, 34312, 34569, 34825, 35080, 35334, 35588, 35841, 36094,
+    36346, 36597, 36847, 37097, 37346, 37595, 37842, 38090, 38336, 38582, 38827, 39072,
+    39316, 39559, 39802, 40044, 40286, 40527, 40767, 41006, 41246, 41484, 41722, 41959,
+    42196, 42432, 42667, 42902, 43137, 43370, 43603, 43836, 44068, 44300, 44530, 44761,
+    44990, 45220, 45448, 45676, 45904, 46131, 46357, 46583, 46809, 47034, 47258, 47482,
+    47705, 47928, 48150, 48372, 48593, 48813, 49034, 49253, 49472, 49691, 49909, 50127,
+    50344, 50560, 50776, 50992, 51207, 51422, 51636, 51850, 52063, 52276, 52488, 52700,
+    52911, 53122, 53332, 53542, 53751, 53960, 54169, 54377, 54584, 54791, 54998, 55204,
+    55410, 55615, 55820, 56025, 56229, 56432, 56635, 56838, 57040, 57242, 57443, 57644,
+    57845, 58045, 58245, 58444, 58643, 58841, 59039, 59237, 59434, 59631, 59827, 60023,
+    60219, 60414, 60609, 60803, 60997, 61190, 61384, 61576, 61769, 61961, 62152, 62343,
+    62534, 62725, 62915, 63104, 63294, 63483, 63671, 63859, 64047, 64234, 64421, 64608,
+    64794, 64980, 65166, 65351, 65536
 };
 
 /* 2^16 log2(value / 2^fraction), value > 0 */
@@ -100,9 +115,9 @@ static int32_t logarithm(uint64_t value, unsigned fraction) {
   if (rest >> 4) { high += 4u; rest >>= 4; }
   if (rest >> 2) { high += 2u; rest >>= 2; }
   if (rest >> 1) high += 1u;
-  behind = (uint32_t)(high >= 16u ? value >> (high - 16u) : value << (16u - high)) & 0xFFFFu;
-  at = behind >> 10;
-  between = ((kLog[at + 1u] - kLog[at]) * (int32_t)(behind & 0x3FFu)) >> 10;
+  behind = (uint32_t)(high >= 24u ? value >> (high - 24u) : value << (24u - high)) & 0xFFFFFFu;
+  at = behind >> 16;
+  between = ((kLog[at + 1u] - kLog[at]) * (int32_t)(behind & 0xFFFFu) + 0x8000) >> 16;
   return ((int32_t)high - (int32_t)fraction) * 65536 + kLog[at] + between;
 }
 
@@ -140,6 +155,11 @@ static uint32_t checksum(const uint8_t *p, uint32_t size) {
   return ~crc;
 }
 
+static uint32_t constant(const kws_core *k, uint32_t first, uint32_t index) {
+  reader r = seek(k->stream, first + 16u * index);
+  return take(&r, 16u);
+}
+
 /* A place in the stream that is being laid out. */
 typedef struct {
   uint64_t bit, end;
@@ -168,8 +188,12 @@ static int read_layer(const kws_core *k, kws_layer *l, cursor *c, int classifier
   if (status != KWS_OK) return status;
   l->base = (int8_t)((int32_t)(word & 0x7Fu) - 64);
   l->fraction = (uint8_t)(word >> 7 & 0x1Fu);
-  l->extra_shift = (int8_t)((int32_t)(word >> 12 & 0x7Fu) - 64);
-  l->extra = (uint16_t)((word >> 19 & 0x7FFu) + 2048u);
+  if (l->residual) {
+    const int residual = read_word(k, c, &word);
+    if (residual != KWS_OK) return residual;
+    l->extra_shift = (int16_t)((int32_t)(word >> 24) - 64);
+    l->extra = (word & 0xFFFFFFu) + 0x1000000u;
+  }
   l->constants = pass(c, l->out, 32u);
   l->weights = pass(c, (uint64_t)l->kh * l->kw * l->out * inputs, l->bits);
   if (c->bit > c->end) return KWS_BAD_FILE;
@@ -179,7 +203,7 @@ static int read_layer(const kws_core *k, kws_layer *l, cursor *c, int classifier
     const int32_t shift = (int32_t)(take(&r, 16u) >> 11) + l->base;
     const int32_t apart = shift - l->extra_shift;
     if (shift < 1 || shift > 62 || shift < l->fraction || shift - l->fraction > 46) return KWS_BAD_FILE;
-    if (l->residual && (apart < -40 || apart > 40)) return KWS_BAD_FILE;
+    if (l->residual && (apart < -62 || apart > 28)) return KWS_BAD_FILE;
   }
   return KWS_OK;
 }
@@ -259,11 +283,10 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   k->columns = (uint16_t)columns;
   status = read_word(k, &c, &word);
   if (status != KWS_OK) return status;
-  k->base = (int8_t)((int32_t)(word & 0x7Fu) - 64);
-  k->sample_shift = (int8_t)((int32_t)(word >> 7 & 0x7Fu) - 64);
-  k->sample_mantissa = (word >> 14 & 0xFFFFu) + 65536u;
+  k->sample_shift = (int16_t)((int32_t)(word >> 24) - 64);
+  k->sample_mantissa = (word & 0xFFFFFFu) + 0x1000000u;
   if (k->sample_shift < 1 || k->sample_shift > 62) return KWS_BAD_FILE;
-  k->multipliers = pass(&c, columns, 16u);
+  k->multipliers = pass(&c, columns, 32u);
   k->factors = pass(&c, k->filters, 16u);
   k->offsets = pass(&c, k->filters, 16u);
   half = (k->kernel + 1u) / 2u, even = k->kernel / 2u;
@@ -271,9 +294,8 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   if (k->pairs) pass(&c, (uint64_t)k->filters * (k->symmetric ? even : k->kernel), k->tap_bits);
   if (c.bit > c.end) return KWS_BAD_FILE;
   for (i = 0; i < columns; ++i) {
-    reader r = seek(k->stream, k->multipliers + 16u * i);
-    const int32_t shift = (int32_t)(take(&r, 16u) >> 11) + k->base;
-    if (shift < -40 || shift > 62) return KWS_BAD_FILE;
+    const int32_t shift = (int32_t)(constant(k, k->multipliers, 2u * i + 1u) >> 8) - 64;
+    if (shift < 1 || shift > 62) return KWS_BAD_FILE;
   }
 
   for (i = 0; i < k->layers; ++i) {
@@ -368,16 +390,11 @@ static void column_taps(const kws_core *k, uint32_t column, int8_t *taps) {
   for (i = 0; i < even; ++i) taps[k->kernel - 1u - i] = (int8_t)(second ? -taps[i] : taps[i]);
 }
 
-static uint32_t constant(const kws_core *k, uint32_t first, uint32_t index) {
-  reader r = seek(k->stream, first + 16u * index);
-  return take(&r, 16u);
-}
-
-static uint64_t scaled(const kws_core *k, uint64_t value, uint32_t column) {
-  const uint32_t word = constant(k, k->multipliers, column);
-  const int32_t shift = (int32_t)(word >> 11) + k->base;
-  value *= (word & 0x7FFu) + 2048u;
-  return shift < 0 ? value << -shift : value >> shift;
+static int64_t scaled(const kws_core *k, int32_t sum, uint32_t column) {
+  const uint32_t high = constant(k, k->multipliers, 2u * column + 1u);
+  const uint32_t low = constant(k, k->multipliers, 2u * column);
+  const int64_t mantissa = (int64_t)((high & 0xFFu) << 16 | low) + 0x1000000;
+  return rounded(sum * mantissa, (unsigned)((int32_t)(high >> 8) - 64));
 }
 
 /* Image codes of `frames` frames, the first at `codes`, in rows `row` on of the ring. */
@@ -392,20 +409,14 @@ static void image_rows(kws_core *k, const int8_t *codes, uint32_t frames) {
     if (k->pairs) column_taps(k, f + k->filters, other);
     for (t = 0; t < frames; ++t) {
       const int8_t *frame = codes + (uint32_t)k->stride * t;
-      int64_t a = dot_signed(frame, taps, k->kernel), response;
-      int64_t value;
+      const int64_t a = scaled(k, dot_signed(frame, taps, k->kernel), f);
+      int64_t response = a, value;
       if (k->pairs) {
-        const int64_t b = dot_signed(frame, other, k->kernel);
-        const uint64_t square = scaled(k, (uint64_t)(a * a), f) + scaled(k, (uint64_t)(b * b), f + k->filters);
-        response = (int64_t)square_root(square + k->floor);
-      } else if (a < 0 && k->magnitude == 2u) {
-        const uint32_t word = constant(k, k->multipliers, f);
-        const int32_t shift = (int32_t)(word >> 11) + k->base;
-        response = a * (int64_t)((word & 0x7FFu) + 2048u);
-        response = shift < 0 ? up(response, (unsigned)-shift) : down(response, (unsigned)shift);
-      } else {
-        if (a < 0) a = k->magnitude == 1u ? 0 : -a;
-        response = (int64_t)scaled(k, (uint64_t)a, f);
+        const int64_t b = scaled(k, dot_signed(frame, other, k->kernel), f + k->filters);
+        /* unsigned: whatever an altered model holds, nothing overflows */
+        response = (int64_t)square_root((uint64_t)a * (uint64_t)a + (uint64_t)b * (uint64_t)b + k->floor);
+      } else if (a < 0 && k->magnitude != 2u) {
+        response = k->magnitude == 1u ? 0 : -a;
       }
       if (k->log) {
         response = logarithm((uint64_t)response + ((uint64_t)1 << k->response_fraction), k->response_fraction);
@@ -420,7 +431,7 @@ static void image_rows(kws_core *k, const int8_t *codes, uint32_t frames) {
 
 static int8_t sample_code(const kws_core *k, int16_t sample) {
   const int32_t top = ((int32_t)1 << (k->sample_bits - 1u)) - 1;
-  const int64_t value = (int64_t)sample * k->sample_mantissa;
+  const int64_t value = (int64_t)sample * (int64_t)k->sample_mantissa;
   return (int8_t)clipped(rounded(value, (unsigned)k->sample_shift), -top, top);
 }
 
@@ -444,7 +455,7 @@ static channel channel_of(const kws_core *k, const kws_layer *l, uint32_t index)
 static int8_t code_of(const kws_layer *l, const channel *c, int32_t sum, int32_t residual) {
   int64_t value = sum * c->mantissa + c->offset;
   if (l->residual) {
-    const int64_t more = (int64_t)residual * l->extra;
+    const int64_t more = (int64_t)residual * (int64_t)l->extra;
     const int32_t apart = (int32_t)c->shift - l->extra_shift;
     value += apart >= 0 ? up(more, (unsigned)apart) : down(more, (unsigned)-apart);
   }

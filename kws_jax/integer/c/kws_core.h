@@ -28,8 +28,8 @@ typedef struct {
   int16_t low, high;
   int8_t base;          /* of the multipliers */
   uint8_t fraction;     /* of the offsets */
-  uint16_t extra;       /* mantissa of the residual */
-  int8_t extra_shift;   /* and its shift */
+  uint32_t extra;       /* mantissa of the residual */
+  int16_t extra_shift;  /* and its shift */
   uint32_t constants;   /* first bit in the stream */
   uint32_t weights;     /* first bit in the stream */
 } kws_layer;
@@ -42,9 +42,8 @@ typedef struct {
   uint8_t tap_bits, sample_bits, image_bits;
   uint8_t response_fraction, factor_fraction, offset_fraction;
   uint32_t floor;
-  int8_t base;
   uint32_t sample_mantissa;
-  int8_t sample_shift;
+  int16_t sample_shift;
   uint32_t multipliers, factors, offsets, taps; /* first bits in the stream */
   uint16_t layers;
   kws_layer layer[KWS_MAX_LAYERS]; /* stem, blocks of three, head, classifier */
