@@ -23,7 +23,6 @@ from kws_jax.quantizers.forms import MAX_BITS, is_signed
 from kws_jax.quantizers.rounding import largest_code
 
 FRACTION = 24  # most bits behind the point of an offset
-RESPONSE_BITS = 47  # of the largest square of a response, so that its logarithm fits
 _NEAR_TIE = 1e-5  # codes; float32 errs by less
 _MOST_SUMS = 20000  # in the range of a code's values; among more, some lie that near anyway
 _FLOOR = 1e-10  # under the square root of a quadrature pair, as in the front end

@@ -13,9 +13,8 @@ FRAMES_AT_ONCE = 8  # KWS_FRAMES_AT_ONCE of kws_core.h
 _LIMITS = {'channels': 512, 'kernel': 1024, 'classes': 64, 'blocks': 16}  # of kws_core.h
 
 
-def _map(layer: Layer, shape, channels: int | None = None):
-    height, width = (-(-n // s) for n, s in zip(shape, layer.stride, strict=True))
-    return (height, width), height * width * (channels or layer.weights.shape[-1])
+def _map_shape(layer: Layer, shape) -> tuple[int, int]:
+    return tuple(-(-n // s) for n, s in zip(shape, layer.stride, strict=True))
 
 
 def _aligned(size: int) -> int:
@@ -34,13 +33,14 @@ def memory_timeline(network: Network) -> list[tuple[str, int]]:
     samples = _aligned(front_end.kernel + (FRAMES_AT_ONCE - 1) * front_end.stride)
     always = image + samples
     steps = [('frontend', always)]
-    shape, size = _map(network.stem, shape)
+    shape = _map_shape(network.stem, shape)
+    size = shape[0] * shape[1] * network.stem.weights.shape[-1]
     row = 4 * shape[1] * network.stem.weights.shape[-1]
     steps.append(('stem', always + _aligned(size) + row))
     for block in network.blocks:
         deep, before = block.depthwise, shape
         channels = deep.weights.shape[-1]
-        shape, _ = _map(deep, before)
+        shape = _map_shape(deep, before)
         out = shape[0] * shape[1] * block.project.weights.shape[-1]
         wide = shape[1] * channels
         ring = 0 if block.expand is None else deep.weights.shape[0] * before[1] * channels
