@@ -35,9 +35,10 @@ if ! given workdir >/dev/null; then
   about=$(given 'data_dir|test_dir|dataset|config|config\..*' | sort || true)
   flags+=("--workdir=runs/quickstart${about:+-$(printf '%s' "$about" | sha256sum | cut -c1-8)}")
 fi
+given config >/dev/null || flags+=(--config=configs/sinc60.py:quickstart)
 if ! given 'data_dir|dataset' >/dev/null; then
+  .venv/bin/python launch/pipeline.py "${flags[@]}" --only_check_args # before the long work
   .venv/bin/python launch/make_corpus.py --out=runs/synthetic_speech
   flags+=(--data_dir=runs/synthetic_speech)
 fi
-given config >/dev/null || flags+=(--config=configs/sinc60.py:quickstart)
 exec .venv/bin/python launch/pipeline.py "${flags[@]}"

@@ -5,7 +5,7 @@ import inspect
 from kws_jax.frontends import base, conv, mel, sinc
 from kws_jax.frontends.base import FrontEnd
 
-__all__ = ['FACTORIES', 'FrontEnd', 'make']
+__all__ = ['FACTORIES', 'FrontEnd', 'make', 'settings']
 
 FACTORIES = {'sinc': sinc.sinc, 'conv': conv.conv, 'mfcc': mel.mfcc, 'log_mel': mel.log_mel}
 
@@ -34,3 +34,14 @@ def make(name: str, *, normalize: bool = True, **options) -> FrontEnd:
     for option in options:
         base.check_choice(f'option of front end {name!r}', option, known)
     return FACTORIES[name](**options)._replace(normalize=normalize)
+
+
+def settings(name: str, **options) -> dict:
+    """The options of a front end with the defaults of those that are left out.
+
+    >>> settings('sinc', filters=40)['kernel']
+    400
+    """
+    bound = inspect.signature(FACTORIES[name]).bind_partial(**options)
+    bound.apply_defaults()
+    return dict(bound.arguments)

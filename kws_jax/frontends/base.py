@@ -141,7 +141,7 @@ COMPRESSIONS = {
 
 # Below -100 dB of full scale a magnitude is as good as zero; the square root needs a floor to have
 # a gradient there.
-_MAGNITUDE_FLOOR = 1e-10
+MAGNITUDE_FLOOR = 1e-10
 
 
 def filterbank_image(
@@ -176,7 +176,7 @@ def filterbank_image(
         response = response * gains[None, None, :]
     if quadrature:
         cosine, sine = jnp.split(response, 2, axis=2)
-        response = jnp.sqrt(cosine * cosine + sine * sine + _MAGNITUDE_FLOOR)
+        response = jnp.sqrt(cosine * cosine + sine * sine + MAGNITUDE_FLOOR)
     if hops > 1:
         batch, positions, filters = response.shape
         frames = positions // hops

@@ -6,8 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from kws_jax import quantizers
+from kws_jax import frontends, quantizers
+from kws_jax.frontends.base import MAGNITUDE_FLOOR
 from kws_jax.integer.network import (
     LOG_FRACTION,
     WIDE_BITS,
@@ -25,7 +27,6 @@ from kws_jax.quantizers.rounding import largest_code
 FRACTION = 24  # most bits behind the point of an offset
 _NEAR_TIE = 1e-5  # codes; float32 errs by less
 _MOST_SUMS = 20000  # in the range of a code's values; among more, some lie that near anyway
-_FLOOR = 1e-10  # under the square root of a quadrature pair, as in the front end
 
 
 class _Sites:
@@ -155,15 +156,15 @@ def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_
     return layer, out_step
 
 
-def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float]:
+def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
     front_end = model.make_front_end()
-    spec = {'compression': 'log', 'log_gain': 1000.0, 'quadrature': False, 'hops': 1}
-    spec |= {'kernel': 400, 'stride': 160} | model.front_end
     if front_end.taps is None:
         raise ValueError(
             f'frontend: the fixed features {front_end.name} have no integer form here; train with '
             "front_end.name 'sinc' or 'conv'"
         )
+    options = {key: value for key, value in model.front_end.items() if key != 'normalize'}
+    spec = frontends.settings(**options)
     if spec['hops'] != 1:
         raise ValueError(f'frontend: hops={spec["hops"]} has no integer form; train with hops=1')
     taps = np.asarray(front_end.taps(model.params['frontend']), np.float32)
@@ -220,14 +221,14 @@ def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float]:
         input_bits=sites.bits('input', 'activation'),
         columns=columns,
         fraction=fraction,
-        floor=round(_FLOOR * gain**2 * 4.0**fraction) if pairs else 0,
+        floor=round(MAGNITUDE_FLOOR * gain**2 * 4.0**fraction) if pairs else 0,
         factor=whole_factor.astype(np.int16),
         factor_fraction=factor_fraction,
         offset=whole_offset.astype(np.int16),
         offset_fraction=offset_fraction,
         high=sites.top('frontend'),
         out_bits=sites.bits('frontend', 'activation'),
-    ), out_step
+    ), out_step, spec['samples']
 
 
 def from_model(model: Model) -> Network:
@@ -237,7 +238,7 @@ def from_model(model: Model) -> Network:
       ValueError: it is a float model, or a layer has no integer form; names the layer.
     """
     sites, space = _Sites(model), model.architecture.space
-    front_end, step = _front_end(model, sites)
+    front_end, step, samples = _front_end(model, sites)
     params, averages = model.params, model.averages
     stem, step = _layer(
         sites,
@@ -305,7 +306,7 @@ def from_model(model: Model) -> Network:
         blocks=tuple(blocks),
         head=head,
         classifier=classifier,
-        samples=16000,
+        samples=samples,
         labels=tuple(model.labels),
         logit_step=float(logit_step),
     )
@@ -322,7 +323,8 @@ def snap(model: Model) -> Model:
     """
     try:
         network, sites = from_model(model), _Sites(model)
-    except ValueError:
+    except ValueError as error:
+        logging.info('no integer form, so nothing is snapped to it: %s', error)
         return model
     params = jax.tree.map(lambda v: v, model.params)  # new dicts, the same leaves
     layers = network.layers()

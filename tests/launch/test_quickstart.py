@@ -37,7 +37,8 @@ def workdir(call):
 
 
 def test_without_arguments_it_makes_the_corpus_and_trains_on_it(calls):
-    corpus, pipeline = calls()
+    check, corpus, pipeline = calls()
+    assert check[0] == 'launch/pipeline.py' and check[-1] == '--only_check_args'
     assert corpus == ['launch/make_corpus.py', '--out=runs/synthetic_speech']
     assert pipeline[0] == 'launch/pipeline.py'
     assert set(pipeline[1:]) == {

@@ -280,7 +280,6 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   if (c.end > 0xFFFFFFFFu) return KWS_TOO_LARGE;
 
   columns = k->pairs ? 2u * k->filters : k->filters;
-  k->columns = (uint16_t)columns;
   status = read_word(k, &c, &word);
   if (status != KWS_OK) return status;
   k->sample_shift = (int16_t)((int32_t)(word >> 24) - 64);

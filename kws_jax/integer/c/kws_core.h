@@ -37,7 +37,7 @@ typedef struct {
 typedef struct {
   const uint8_t *stream;
   uint32_t samples;
-  uint16_t kernel, stride, filters, classes, frames, blocks, columns;
+  uint16_t kernel, stride, filters, classes, frames, blocks;
   uint8_t pairs, log, symmetric, magnitude;
   uint8_t tap_bits, sample_bits, image_bits;
   uint8_t response_fraction, factor_fraction, offset_fraction;
