@@ -26,6 +26,7 @@ FRONT_ENDS = {
     'log_mel': {'name': 'log_mel', 'filters': 60},
     'mfcc': {'name': 'mfcc', 'filters': 40, 'kernel': 400, 'stride': 160, 'framing': 'valid'},
 }
+VARIANTS = tuple(FRONT_ENDS)
 
 
 def get_config(variant: str = 'quadrature') -> ml_collections.ConfigDict:

@@ -16,6 +16,8 @@ import ml_collections
 
 from configs import front_ends
 
+VARIANTS = ('step_range', 'range_bits', 'linear', 'fixed')
+
 
 def get_config(variant: str = 'step_range') -> ml_collections.ConfigDict:
     """The configuration of one way."""

@@ -39,6 +39,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch = 100
+    config.float_model = ''  # a released model or a run's: nothing is searched or trained in float
     config.test = True  # score every model on the test split, once
     config.data = {
         'labels': '12',
@@ -100,6 +101,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.train = train
     config.teacher = {
         'enabled': False,
+        'model': '',  # a released model or a run's; else one of `space` is trained
         'space': TEACHER_SPACE,
         'choices': ('e6k7',) * 6,
         **{k: v for k, v in copy.deepcopy(train).items() if k != 'from_supernet'},
@@ -116,6 +118,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8}
     config.trained_bits = quantized | {
         'enabled': True,
+        'profile': 'learned',  # or sensitivity, random, uniform: what widths are compared with
         'epochs': 6,
         'start_bits': 5,
         'learn_epochs': 4,

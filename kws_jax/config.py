@@ -174,6 +174,24 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ml_collections.Co
     return config
 
 
+def import_config(name: str) -> types.ModuleType:
+    """The module of a config file, found as `load_config` finds it.
+
+    Raises:
+      ConfigError: there is no such file.
+    """
+    return import_file(_find(name))
+
+
+def overrides(argv: Sequence[str]) -> list[str]:
+    """The `--config.KEY=VALUE` of a command line.
+
+    >>> overrides(['study.py', '--config=a.py', '--config.seed', '3'])
+    ['--config.seed=3']
+    """
+    return _split(list(argv))[1]
+
+
 def import_file(path) -> types.ModuleType:
     """Runs a Python file, such as a config, and returns it as a module."""
     path = pathlib.Path(path)

@@ -10,7 +10,7 @@ import time
 import jax
 from absl import logging
 
-from kws_jax import frontends, network, quantizers
+from kws_jax import frontends, network, quantizers, zoo
 from kws_jax import model as model_lib
 from kws_jax.data.batches import steps_per_epoch
 from kws_jax.model import Model
@@ -69,6 +69,14 @@ def check(config: dict, data) -> None:
     """
     for split in ('validation', 'testing')[: 1 + config['test']]:
         data.evaluation_rows(split)
+    teacher = config['teacher']['model'] if config['teacher']['enabled'] else ''
+    for key, name in (('float_model', config['float_model']), ('teacher.model', teacher)):
+        labels = zoo.load(name).labels if name else data.labels.names
+        if tuple(labels) != tuple(data.labels.names):
+            raise ValueError(
+                f'{key}: {name} knows the classes {" ".join(labels)}, the data have '
+                f'{" ".join(data.labels.names)}; set data.labels, or train a model of your own'
+            )
     make_problem(config, data.labels.names)
     search, trained, fixed = (config[k] for k in ('search', 'trained_bits', 'fixed_bits'))
     if search['method'] not in (*SEARCHERS, 'given'):
@@ -179,10 +187,13 @@ def search_phase(config: dict, data, workdir) -> Model:
 
 
 def teacher_phase(config: dict, data, workdir) -> Model | None:
-    """Trains a larger float network to teach the chosen one, if the config wants one."""
+    """Trains a larger float network to teach the chosen one, or takes the released one (or a run's)
+    that the config names; None if it wants no teacher."""
     settings = config['teacher'] | {k: config[k] for k in ('seed', 'batch')}
     if not settings.pop('enabled'):
         return None
+    if given := settings.pop('model'):
+        return zoo.load(given)
 
     def build(folder):
         front_end = frontends.make(**config['front_end'])
@@ -284,10 +295,16 @@ def run(config: dict, data, workdir) -> dict:
     check(config, data)
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
-    searched = search_phase(config, data, workdir)
-    teacher = teacher_phase(config, data, workdir)
-    models = {'float': train_phase(config, data, workdir, searched, teacher)}
-    models |= quantize_phases(config, data, workdir, models['float'])
+    teacher = None
+    if config['float_model']:
+        searched = float_model = zoo.load(config['float_model'])
+        models = {}
+    else:
+        searched = search_phase(config, data, workdir)
+        teacher = teacher_phase(config, data, workdir)
+        float_model = train_phase(config, data, workdir, searched, teacher)
+        models = {'float': float_model}
+    models |= quantize_phases(config, data, workdir, float_model)
     rows = []
     for name, model in models.items():
         rows.append({'name': name, **model.costs(), **model.card})
@@ -297,7 +314,7 @@ def run(config: dict, data, workdir) -> dict:
         'rows': rows,
         'search': searched.card | {'architecture': str(searched.architecture)},
         'teacher': None if teacher is None else teacher.costs() | teacher.card,
-        'wall_seconds': searched.card['wall_seconds']
+        'wall_seconds': (0.0 if config['float_model'] else searched.card['wall_seconds'])
         + (0.0 if teacher is None else teacher.card['wall_seconds'])
         + sum(r['wall_seconds'] for r in rows),
         'config': config,

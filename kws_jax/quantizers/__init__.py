@@ -1,6 +1,6 @@
 """Ways to round: straight-through functions whose steps, ranges and bit-widths are learned."""
 
-from kws_jax.quantizers.allocate import allocate_bits
+from kws_jax.quantizers.allocate import allocate_bits, greedy_bits
 from kws_jax.quantizers.calibrate import collect, init_quant_params, uniform_bits
 from kws_jax.quantizers.forms import (
     FORMS,
@@ -21,6 +21,7 @@ __all__ = [
     'collect',
     'fix_bits',
     'get_form',
+    'greedy_bits',
     'init_quant_params',
     'learned_bits',
     'make_quant',

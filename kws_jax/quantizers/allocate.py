@@ -88,3 +88,46 @@ def _shifted(real, size, floor, maximum, budget):
         else:
             high = middle
     return np.clip(real + low, floor, maximum)
+
+
+def greedy_bits(
+    losses: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], *, mean: float
+) -> dict[str, int]:
+    """Whole bit-widths within a budget, one bit after the other taken where it hurts least.
+
+    Begins with each tensor's largest width and, until the mean is met, lowers by one the tensor
+    whose loss grows least for each bit of storage that this frees. What the last one frees beyond
+    need is given back to those that still fit in.
+
+    Args:
+      losses: of each tensor, the loss at each width that it may have (consecutive widths).
+      sizes: number of values of each tensor.
+      mean: the largest mean bit-width allowed, weighted by size.
+
+    Raises:
+      ValueError: the budget is below what the smallest widths take.
+
+    >>> losses = {'a': {2: 0.9, 3: 0.1}, 'b': {2: 0.3, 3: 0.1}}
+    >>> greedy_bits(losses, {'a': 10, 'b': 10}, mean=2.5)
+    {'a': 3, 'b': 2}
+    """
+    bits = {name: max(losses[name]) for name in sizes}
+    left = mean * sum(sizes.values()) * (1 + 1e-9) - sum(bits[n] * sizes[n] for n in sizes)
+
+    def gain(name, low):
+        """What the bit above `low` is worth, for each bit of storage."""
+        return (losses[name][low] - losses[name][low + 1]) / sizes[name]
+
+    while left < 0:
+        lower = [name for name in sizes if bits[name] - 1 in losses[name]]
+        if not lower:
+            least = sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values())
+            raise ValueError(f'mean must be at least {least:.3g} bits, got {mean:g}')
+        name = min(lower, key=lambda name: gain(name, bits[name] - 1))
+        bits[name] -= 1
+        left += sizes[name]
+    while fits := [n for n in sizes if bits[n] + 1 in losses[n] and sizes[n] <= left]:
+        name = max(fits, key=lambda name: gain(name, bits[name]))
+        bits[name] += 1
+        left -= sizes[name]
+    return bits

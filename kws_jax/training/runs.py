@@ -13,7 +13,7 @@ from kws_jax import costs, integer, network, quantizers
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.batches import steps_per_epoch, training_source
 from kws_jax.model import Model, quantized_taps, tap_columns
-from kws_jax.quantizers.forms import is_signed
+from kws_jax.quantizers.forms import MAX_BITS, is_signed
 from kws_jax.training.evaluation import predict_all, score
 from kws_jax.training.loop import fit
 from kws_jax.training.state import TrainState, adam_cosine, sgd
@@ -134,10 +134,13 @@ def float_logits(model: Model) -> Callable:
     )[0]
 
 
-def start_quantizers(
-    model: Model, *, data, form: quantizers.Form, bits: dict, clips: int = 64
-) -> dict:
+def start_quantizers(model: Model, *, data, form: quantizers.Form, bits: dict) -> dict:
     """Quantizer parameters that fit the float model on some training clips."""
+    return quantizers.init_quant_params(form, typical_values(model, data=data), bits)
+
+
+def typical_values(model: Model, *, data, clips: int = 64) -> dict:
+    """What `quantizers.collect` sees in the float model on some training clips."""
     rows, _ = data.epoch(seed=0, epoch=0)
     audio = int16_to_float(jnp.asarray(data.batch(rows[rows >= 0][:clips])))
     front_end = model.make_front_end()
@@ -152,8 +155,7 @@ def start_quantizers(
             quant=quant,
         )
 
-    samples = quantizers.collect(run, model.params, model.averages, audio)
-    return quantizers.init_quant_params(form, samples, bits)
+    return quantizers.collect(run, model.params, model.averages, audio)
 
 
 def _quantized_run(
@@ -274,6 +276,11 @@ def check_trained_bits(config: dict) -> None:
       ValueError: an unknown form or price, or a mean that no widths have.
     """
     quantizers.get_form(config['form'])
+    profiles = ('learned', 'sensitivity', 'random', 'uniform')
+    if config['profile'] not in profiles:
+        raise ValueError(f'profile must be one of {", ".join(profiles)}, got {config["profile"]!r}')
+    if config['profile'] != 'learned' and config['price'] != 'budget':
+        raise ValueError(f'the profile {config["profile"]} needs a budget: price=budget')
     if config['price'] not in ('budget', 'linear'):
         raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
     if config['price'] == 'budget':
@@ -332,13 +339,17 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     widths are allocated along the learned profile, so that the budget is met, and training goes on
     at these.
 
+    For comparison the profile can come from elsewhere (`profile`): then nothing is learned, and all
+    epochs, `learn_epochs` and `epochs` together, are trained at the whole widths.
+
     Args:
       model: a trained float model; it also teaches where `recipe['distill']` > 0.
       data: `Dataset`.
       config: as for `quantize_fixed`, and `start_bits`, `learn_epochs`, `learn_lr`, `price`:
         'budget' (`mean_weight_bits`, `mean_activation_bits`, `strength`; or `flash_bytes` for the
         weights) or 'linear' (`weight_lambda`, `activation_lambda`; the paper's form, which has no
-        budget).
+        budget); `profile`: 'learned', 'sensitivity' (greedy, by the harm that each tensor's
+        rounding does alone), 'random' or 'uniform', the last three within a budget.
       workdir: holds the two runs, `learn` and `finetune`.
       name: of the run.
 
@@ -372,6 +383,8 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
         }
     workdir = pathlib.Path(workdir)
     run = {'teacher': model, 'data': data, 'config': config}
+    if config['profile'] != 'learned':
+        return _quantize_along(model, start_params, form, sites, budget, workdir, name, **run)
     state, summary = _quantized_run(
         model,
         start_params,
@@ -397,6 +410,77 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     )
     facts = {'wall_seconds': summary['wall_seconds'], 'budget': budget}
     return _finished(model, final, form, bits, more, facts, data)
+
+
+def _quantize_along(model, start_params, form, sites, budget, workdir, name, **run):
+    """Trains at whole widths within the budget that were not learned."""
+    data, config = run['data'], run['config']
+    if config['profile'] == 'sensitivity':
+        losses = _rounding_losses(model, start_params, form, data=data)
+    bits = {}
+    for kind, mean in budget.items():
+        sizes = sites[f'{kind}_sites']
+        floor = {site: 2 if is_signed(site, kind) else 1 for site in sizes}
+        if config['profile'] == 'sensitivity':
+            harm = {site: losses[site, kind] for site in sizes}
+            whole = quantizers.greedy_bits(harm, sizes, mean=mean)
+        else:
+            wanted = dict.fromkeys(sizes, mean)
+            if config['profile'] == 'random':
+                draw = np.random.default_rng((config['seed'], kind == 'weight'))
+                wanted = {site: draw.uniform(floor[site], 8) for site in sizes}
+            whole = quantizers.allocate_bits(wanted, sizes, mean=mean, minimum=floor)
+        for site, width in whole.items():
+            bits.setdefault(site, {})[kind] = width
+    params = start_quantizers(model, data=data, form=form, bits=bits)
+    final, summary = _quantized_run(
+        model,
+        quantizers.fix_bits(form, params, bits),
+        Quantization(form=form, bits=bits, optimizer=None, **sites),
+        epochs=config['learn_epochs'] + config['epochs'],
+        lr=config['lr'],
+        workdir=workdir / 'finetune',
+        name=f'{name}: finetune',
+        **run,
+    )
+    return _finished(model, final, form, bits, summary, {'budget': budget}, data)
+
+
+def _rounding_losses(model, quant_params, form, *, data, clips: int = 500) -> dict:
+    """`{(site, kind): {bits: harm}}`: the mean KL divergence from the float model's predictions on
+    some training clips when this tensor alone is rounded, all others at 16 bits."""
+    rows, _ = data.epoch(seed=0, epoch=1)
+    audio = int16_to_float(jnp.asarray(data.batch(rows[rows >= 0][:clips])))
+    front_end = model.make_front_end()
+    target = jax.nn.log_softmax(jax.jit(float_logits(model))(audio))
+    fine = {site: dict.fromkeys(own, 16) for site, own in quant_params.items()}
+
+    @jax.jit
+    def harm(params):
+        logits, _ = network.apply(
+            model.params,
+            model.averages,
+            audio,
+            front_end=front_end,
+            architecture=model.architecture,
+            quant=quantizers.make_quant(form, params, fine),
+        )
+        got = jax.nn.log_softmax(logits)
+        return (jnp.exp(target) * (target - got)).sum(axis=1).mean()
+
+    samples, losses = typical_values(model, data=data), {}
+    all_fine = quantizers.fix_bits(form, quantizers.init_quant_params(form, samples, fine), fine)
+    for width in range(1, MAX_BITS + 1):
+        even = {site: dict.fromkeys(own, width) for site, own in quant_params.items()}
+        fitted = quantizers.init_quant_params(form, samples, even)
+        for site, own in quant_params.items():
+            for kind in own:
+                if width < 2 and is_signed(site, kind):
+                    continue
+                one = form.fix(fitted[site][kind], bits=width, signed=is_signed(site, kind))
+                params = all_fine | {site: all_fine[site] | {kind: one}}
+                losses.setdefault((site, kind), {})[width] = float(harm(params))
+    return losses
 
 
 def whole_bits(form, quant_params, sites: dict, budget: dict | None) -> dict:

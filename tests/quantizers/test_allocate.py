@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kws_jax import costs, space
-from kws_jax.quantizers import allocate_bits
+from kws_jax.quantizers import allocate_bits, greedy_bits
 
 TABLE1 = space.table1_space()
 FILTERS = 60
@@ -81,3 +81,35 @@ def test_a_large_budget_gives_the_largest_width_and_the_smallest_budget_the_smal
 def test_a_budget_below_the_smallest_widths_is_an_error_that_names_them():
     with pytest.raises(ValueError, match=r'mean must be at least 2 bits.*got 1.9'):
         allocate_bits({'a': 3.0}, {'a': 5}, mean=1.9, minimum=2)
+
+
+def test_greedy_takes_bits_where_each_freed_one_costs_least():
+    # lowering a 8 -> 7 frees 100 bits of storage for 0.2, b 10 bits for 0.05: a is cheaper each
+    losses = {'a': {7: 0.2, 8: 0.0}, 'b': {7: 0.05, 8: 0.0}}
+    sizes = {'a': 100, 'b': 10}
+    assert greedy_bits(losses, sizes, mean=7.95) == {'a': 7, 'b': 8}
+    assert greedy_bits(losses, sizes, mean=7) == {'a': 7, 'b': 7}
+    assert greedy_bits(losses, sizes, mean=8) == {'a': 8, 'b': 8}
+    # a has to give a bit, frees 100 bits where 60 are needed; b gets back what it gave before
+    losses['b'][7] = 0.001
+    assert greedy_bits(losses, sizes, mean=8 - 60 / 110) == {'a': 7, 'b': 8}
+    with pytest.raises(ValueError, match='mean must be at least 7 bits, got 6'):
+        greedy_bits(losses, sizes, mean=6)
+
+
+def test_greedy_is_optimal_where_every_bit_costs_more_than_the_one_before():
+    """Convex losses and equal sizes: compared with all allocations."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        names = 'abc'
+        losses = {
+            name: dict(zip(range(8, 3, -1), np.cumsum(np.sort(rng.uniform(size=5))), strict=True))
+            for name in names
+        }
+        found = greedy_bits(losses, dict.fromkeys(names, 1), mean=6)
+        best = min(
+            sum(losses[name][bits] for name, bits in zip(names, widths, strict=True))
+            for widths in itertools.product(range(4, 9), repeat=3)
+            if sum(widths) <= 18
+        )
+        assert sum(losses[name][found[name]] for name in names) == pytest.approx(best)

@@ -1,5 +1,7 @@
 """Whole runs: budgets that are met, bits that are learned, who teaches, what is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import small
 
 from kws_jax import costs, quantizers
 from kws_jax.model import Model, quantized_taps
-from kws_jax.quantizers.forms import FORMS, MAX_BITS
+from kws_jax.quantizers.forms import FORMS, MAX_BITS, is_signed
 from kws_jax.space import table1_space
 from kws_jax.training import runs
 
@@ -25,6 +27,7 @@ QUANT = {
     'start_bits': 5,
     'learn_epochs': 2,
     'learn_lr': 0.02,
+    'profile': 'learned',
     'price': 'linear',
     'weight_lambda': 4.0,
     'activation_lambda': 4.0,
@@ -150,6 +153,54 @@ def test_an_unknown_price_is_an_error(tmp_path):
         runs.quantize_trained(
             small.model(), data=None, config=QUANT | {'price': 'free'}, workdir=tmp_path, name='x'
         )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'profile': 'guess'}, "profile must be one of learned, .*, got 'guess'"),
+        ({'profile': 'random'}, 'the profile random needs a budget: price=budget'),
+    ],
+)
+def test_a_profile_that_cannot_be_had_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        runs.check_trained_bits(QUANT | changes)
+
+
+@pytest.mark.parametrize('profile', ['sensitivity', 'random', 'uniform'])
+def test_widths_that_were_not_learned_meet_the_budget(profile, tmp_path):
+    data, model = small.data(), start()
+    budget = {'price': 'budget', 'mean_weight_bits': 3.0, 'mean_activation_bits': 4.0}
+    config = QUANT | budget | {'form': 'step_range', 'strength': 1.0, 'profile': profile}
+    config |= {'learn_epochs': 1, 'epochs': 1}
+    done = runs.quantize_trained(model, data=data, config=config, workdir=tmp_path, name='x')
+    # learning and fine-tuning in one: as many epochs as a learned profile has
+    per_epoch = runs.steps_per_epoch(data, config['batch'])
+    finished = json.loads((tmp_path / 'finetune' / 'finished.json').read_text())
+    assert finished['step'] == 2 * per_epoch and not (tmp_path / 'learn').exists()
+    for kind, mean in (('weight', 3.0), ('activation', 4.0)):
+        bits, sizes = done.bits(kind), runs._sites(model)[f'{kind}_sites']
+        assert costs.mean_bits(bits, sizes) <= mean
+        if profile == 'sensitivity':  # no tensor can have one more
+            more = [bits | {n: b + 1} for n, b in bits.items() if b < 8]
+            assert all(costs.mean_bits(b, sizes) > mean for b in more)
+        if profile == 'uniform':
+            assert set(bits.values()) == {mean}
+
+
+def test_rounding_harms_less_the_more_bits_there_are():
+    data, model = small.data(), start()
+    form = FORMS['step_range']
+    bits = quantizers.uniform_bits(*runs._sites(model).values(), weight=4, activation=4)
+    params = runs.start_quantizers(model, data=data, form=form, bits=bits)
+    losses = runs._rounding_losses(model, params, form, data=data)
+    assert set(losses) == {(site, kind) for site, own in params.items() for kind in own}
+    for (site, kind), by_width in losses.items():
+        assert min(by_width) == (2 if is_signed(site, kind) else 1) and max(by_width) == 8
+        assert by_width[8] < 1e-3  # nothing of note is lost at 8 bits
+        assert by_width[8] <= by_width[min(by_width)] + 1e-6
+    # and the two are not all alike: a greedy choice has something to choose from
+    assert max(by[2] for by in losses.values()) > 10 * min(by[2] for by in losses.values())
 
 
 # ---- the form of the paper: widths of their own, a price per bit

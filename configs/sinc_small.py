@@ -1,0 +1,32 @@
+"""A small one: at most 20k parameters and 5M MACs, taught by the released float model.
+
+    python launch/pipeline.py --config=configs/sinc_small.py --data_dir=DIR \\
+      --workdir=runs/sinc_small
+
+Frames every 20 ms instead of 10 halve what the front end and every layer compute.
+
+Variants (`--config=configs/sinc_small.py:VARIANT`):
+  (none)   75 epochs
+  mini     shows that everything runs, learns nothing of worth
+"""
+
+import ml_collections
+
+from configs import sinc60
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The configuration of one variant."""
+    if variant not in ('', 'mini'):
+        raise ValueError(f"variant must be '' or 'mini', got {variant!r}")
+    config = sinc60.get_config(variant)
+    config.front_end.update({'filters': 40, 'stride': 320})
+    config.target.update({'macs': 5e6, 'parameters': 20e3})
+    if variant == 'mini':
+        return config
+    config.teacher.update({'enabled': True, 'model': 'sinc60-float'})
+    config.train.update({'epochs': 75, 'from_supernet': False})
+    config.train.recipe.update({'distill': 0.5})
+    config.trained_bits.update({'learn_epochs': 5, 'epochs': 10})
+    config.fixed_bits.pairs = ()
+    return config
