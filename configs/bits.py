@@ -22,7 +22,9 @@ def get_config(variant: str = 'w4a4') -> ml_collections.ConfigDict:
         raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, mini, got {variant!r}')
     config = sinc60.get_config('mini' if variant == 'mini' else '')
     config.trained_bits.enabled = False
-    if variant != 'mini':
+    if variant == 'mini':
+        config.search.method = 'random'
+    else:
         config.float_model = 'sinc60-float'
         config.fixed_bits.pairs = ((int(variant[1]), int(variant[3])),)
         config.fixed_bits.epochs = 2

@@ -44,6 +44,7 @@ def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
     config = sinc60.get_config('mini' if variant == 'mini' else '')
     config.trained_bits.enabled = False
     if variant == 'mini':
+        config.search.method = 'random'
         return config
     config.float_model = 'sinc60-float'
     config.fixed_bits.update({'pairs': ((8, 2),), 'epochs': 12 if variant == 'longer' else 4})

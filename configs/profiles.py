@@ -24,7 +24,9 @@ def get_config(variant: str = 'learned30') -> ml_collections.ConfigDict:
         raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, mini, got {variant!r}')
     config = sinc60.get_config('mini' if variant == 'mini' else '')
     config.fixed_bits.pairs = ()
-    if variant != 'mini':
+    if variant == 'mini':
+        config.search.method = 'random'
+    else:
         mean = int(variant[-2:]) / 10
         config.float_model = 'sinc60-float'
         config.trained_bits.update(

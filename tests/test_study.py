@@ -130,9 +130,7 @@ def test_every_run_is_checked_before_the_first_starts(source, data, tmp_path):
     runs = study.plan(str(source))
     runs['three', 0].fixed_bits.pairs = ((9, 9),)
     with pytest.raises(ValueError, match='9'):
-        study.run(
-            runs, data=lambda _: data, workdir=tmp_path, path=tmp_path / 'r.json', command=''
-        )
+        study.run(runs, data=lambda _: data, workdir=tmp_path, path=tmp_path / 'r.json', command='')
     assert not list(tmp_path.iterdir())
 
 

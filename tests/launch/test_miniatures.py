@@ -36,6 +36,11 @@ def start(folder, tmp_path, *flags):
         ('mfcc', ['float', 'fixed-4-4', 'trained-bits']),
         ('front_ends', ['float']),
         ('quantizers', ['float', 'trained-bits']),
+        ('sinc_small', ['float', 'fixed-4-4', 'trained-bits']),
+        ('bits', ['float', 'fixed-4-4']),
+        ('profiles', ['float', 'trained-bits']),
+        ('architectures', ['float']),
+        ('cliff', ['float', 'fixed-4-4']),
     ],
 )
 def test_the_miniature_runs_through_every_phase(config, phases, folder, tmp_path):
