@@ -207,28 +207,32 @@ def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
     symmetric = model.front_end['name'] == 'sinc'
     if symmetric and not np.array_equal(codes[:half], (codes[::-1] * signs)[:half]):
         raise ValueError('frontend: quantized filters lost their symmetry')
-    return FrontEnd(
-        kernel=spec['kernel'],
-        stride=spec['stride'],
-        bits=sites.bits('frontend', 'weight'),
-        taps=codes.astype(np.int8),
-        symmetric=symmetric,
-        pairs=pairs,
-        magnitude={'relu': 'relu', 'none': 'plain'}.get(spec['compression'], 'abs'),
-        log=log,
-        input=given,
-        top=sites.top('input'),
-        input_bits=sites.bits('input', 'activation'),
-        columns=columns,
-        fraction=fraction,
-        floor=round(MAGNITUDE_FLOOR * gain**2 * 4.0**fraction) if pairs else 0,
-        factor=whole_factor.astype(np.int16),
-        factor_fraction=factor_fraction,
-        offset=whole_offset.astype(np.int16),
-        offset_fraction=offset_fraction,
-        high=sites.top('frontend'),
-        out_bits=sites.bits('frontend', 'activation'),
-    ), out_step, spec['samples']
+    return (
+        FrontEnd(
+            kernel=spec['kernel'],
+            stride=spec['stride'],
+            bits=sites.bits('frontend', 'weight'),
+            taps=codes.astype(np.int8),
+            symmetric=symmetric,
+            pairs=pairs,
+            magnitude={'relu': 'relu', 'none': 'plain'}.get(spec['compression'], 'abs'),
+            log=log,
+            input=given,
+            top=sites.top('input'),
+            input_bits=sites.bits('input', 'activation'),
+            columns=columns,
+            fraction=fraction,
+            floor=round(MAGNITUDE_FLOOR * gain**2 * 4.0**fraction) if pairs else 0,
+            factor=whole_factor.astype(np.int16),
+            factor_fraction=factor_fraction,
+            offset=whole_offset.astype(np.int16),
+            offset_fraction=offset_fraction,
+            high=sites.top('frontend'),
+            out_bits=sites.bits('frontend', 'activation'),
+        ),
+        out_step,
+        spec['samples'],
+    )
 
 
 def from_model(model: Model) -> Network:

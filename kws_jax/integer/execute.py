@@ -102,9 +102,13 @@ def image(front_end: FrontEnd, samples: np.ndarray) -> np.ndarray:
     """int16 `[batch, samples]` to image codes `[batch, frames, filters]`."""
     codes = quantize_samples(front_end, samples)
     frames = np.lib.stride_tricks.sliding_window_view(codes, front_end.kernel, axis=1)
-    frames = frames[:, :: front_end.stride].astype(np.float64)
+    return image_of_frames(front_end, frames[:, :: front_end.stride])
+
+
+def image_of_frames(front_end: FrontEnd, frames: np.ndarray) -> np.ndarray:
+    """Sample codes `[..., frames, kernel]` to image codes `[..., frames, filters]`."""
     # whole numbers below 2^53: exact in float64, where NumPy has a fast product
-    return image_row(front_end, frames @ front_end.taps.astype(np.float64))
+    return image_row(front_end, frames.astype(np.float64) @ front_end.taps.astype(np.float64))
 
 
 def _convolve(layer: Layer, x: np.ndarray) -> np.ndarray:
@@ -161,45 +165,58 @@ def run(network: Network, samples: np.ndarray, batch: int = 64) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros((0, len(network.labels)), np.int32)
 
 
-def jitted(network: Network) -> Callable:
-    """The same numbers, fast: `run(int16 [clips, samples]) -> int32 logits [clips, classes]`.
+def _whole(total):
+    return total.astype(jnp.int64)
+
+
+def _real(codes):
+    return codes.astype(jnp.float32)
+
+
+def _pointwise(layer, x, block_input=None):
+    total = jax.lax.dot_general(
+        _real(x), layer.weights.astype(np.float32), (((3,), (0,)), ((), ()))
+    )
+    return rescale(layer, _whole(total), block_input, jnp)
+
+
+def jax_image(front_end: FrontEnd, codes: jax.Array) -> jax.Array:
+    """Sample codes `[batch, samples]` to image codes `[batch, frames, filters]`, in JAX, with
+    64-bit types enabled.
 
     Sums of products are whole numbers below 2^24, which float32 holds exactly, so that the kernels
-    of training serve; all else is int64.
+    of training serve here and in `jax_logits`; all else is int64.
     """
-    front_end = network.front_end
+    taps = front_end.taps.astype(np.float32)
+    sums = frame_product(_real(codes), taps, stride=front_end.stride)
+    return image_row(front_end, _whole(sums), jnp)
 
-    def whole(total):
-        return total.astype(jnp.int64)
 
-    def real(codes):
-        return codes.astype(jnp.float32)
+def jax_logits(network: Network, image: jax.Array) -> jax.Array:
+    """`logits_of_image` in JAX, with 64-bit types enabled."""
+    stem = network.stem
+    total = small_conv(
+        _real(image)[..., None], stem.weights.astype(np.float32)[:, :, None], stride=stem.stride
+    )
+    x = rescale(stem, _whole(total), xp=jnp)
+    for block in network.blocks:
+        y = x if block.expand is None else _pointwise(block.expand, x)
+        w, (stride, _) = block.depthwise.weights, block.depthwise.stride
+        total = depthwise_conv(_real(y), jnp.asarray(w, jnp.float32), stride=stride)
+        y = rescale(block.depthwise, _whole(total), xp=jnp)
+        x = _pointwise(block.project, y, x)
+    sums = _pointwise(network.head, x).sum(axis=(1, 2))
+    logits = sums @ network.classifier.weights.astype(np.int64)
+    return (logits + _across(network.classifier.offset, logits)).astype(jnp.int32)
 
-    def pointwise(layer, x, block_input=None):
-        total = jax.lax.dot_general(
-            real(x), layer.weights.astype(np.float32), (((3,), (0,)), ((), ()))
-        )
-        return rescale(layer, whole(total), block_input, jnp)
+
+def jitted(network: Network) -> Callable:
+    """The same numbers, fast: `run(int16 [clips, samples]) -> int32 logits [clips, classes]`."""
 
     @jax.jit
     def run(samples):
-        codes = real(quantize_samples(front_end, samples, jnp))
-        sums = frame_product(codes, front_end.taps.astype(np.float32), stride=front_end.stride)
-        x = image_row(front_end, whole(sums), jnp)
-        stem = network.stem
-        total = small_conv(
-            real(x)[..., None], stem.weights.astype(np.float32)[:, :, None], stride=stem.stride
-        )
-        x = rescale(stem, whole(total), xp=jnp)
-        for block in network.blocks:
-            y = x if block.expand is None else pointwise(block.expand, x)
-            w, (stride, _) = block.depthwise.weights, block.depthwise.stride
-            total = depthwise_conv(real(y), jnp.asarray(w, jnp.float32), stride=stride)
-            y = rescale(block.depthwise, whole(total), xp=jnp)
-            x = pointwise(block.project, y, x)
-        sums = pointwise(network.head, x).sum(axis=(1, 2))
-        logits = sums @ network.classifier.weights.astype(np.int64)
-        return (logits + _across(network.classifier.offset, logits)).astype(jnp.int32)
+        codes = quantize_samples(network.front_end, samples, jnp)
+        return jax_logits(network, jax_image(network.front_end, codes))
 
     @functools.wraps(run)
     def with_int64(samples):

@@ -5,11 +5,10 @@ import pathlib
 import shutil
 
 from kws_jax.integer import packed
-from kws_jax.integer.network import Layer, Network
+from kws_jax.integer.network import FRAMES_AT_ONCE, Layer, Network
 
 _C = pathlib.Path(__file__).with_name('c')
 RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'Makefile')
-FRAMES_AT_ONCE = 8  # KWS_FRAMES_AT_ONCE of kws_core.h
 _LIMITS = {'channels': 512, 'kernel': 1024, 'classes': 64, 'blocks': 16}  # of kws_core.h
 
 

@@ -15,6 +15,7 @@ WIDE_BITS = 24  # the same of a multiplier that has 32 bits to itself
 LARGEST_EXPONENT = 24  # five bits would hold 31; what is smaller is as good as nothing
 LOG_FRACTION = 16  # bits behind the point of a logarithm
 LOG_TABLE_BITS = 8
+FRAMES_AT_ONCE = 8  # of a stream: from one decision to the next
 
 
 def log_table() -> np.ndarray:
