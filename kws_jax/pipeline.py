@@ -226,7 +226,7 @@ def train_phase(config: dict, data, workdir, start: Model, teacher: Model | None
 def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str, Model]:
     """The fixed and the trained bit-widths that the config asks for, by name.
 
-    Each ends with the constants that its integer form has (`integer.snap`): what is scored and
+    Each ends with the constants that its integer form has (`deploy.snap`): what is scored and
     saved is what runs on a device.
     """
     shared = {'seed': config['seed'], 'batch': config['batch']}

@@ -4,7 +4,7 @@
 
 Formats:
   c       C99 without floating point or dynamic memory: `make -C DIR` builds a library and kws_wav
-  packed  model.kws alone: weights at their own bits, as kws_jax/integer/packed.py describes
+  packed  model.kws alone: weights at their own bits, as kws_jax/deploy/packed.py describes
 """
 
 import logging as std_logging
@@ -29,14 +29,14 @@ def main(argv):
     """Writes the export; prints what it costs."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags begin with --')
-    from kws_jax import config, integer, zoo
-    from kws_jax.integer import export_c, packed, table
+    from kws_jax import config, deploy, zoo
+    from kws_jax.deploy import export_c, packed, table
 
     try:
         for path in _IMPORT.value:
             config.import_file(path)
         model = zoo.load(_MODEL.value)
-        network = integer.from_model(model)
+        network = deploy.from_model(model)
         out = pathlib.Path(_OUT.value)
         if _FORMAT.value == 'c':
             export_c.write(network, out, costs=model.costs(), facts=model.card)

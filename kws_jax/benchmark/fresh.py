@@ -1,6 +1,6 @@
-"""What a search step costs a fresh process: tracing, compilation, peak memory.
+"""What needs a process of its own: compiling and memory of a search step, rows of the benchmark.
 
-Run as a program it prints one line of JSON; `measure` starts it.
+Run as a program it prints one line of JSON; `measure` and `repeat` start it.
 """
 
 import json
@@ -25,10 +25,38 @@ def measure(cache: pathlib.Path) -> dict:
     Raises:
       RuntimeError: the process failed; the message ends with what it printed.
     """
+    return _start('search', str(cache))
+
+
+def repeat(name: str, *, processes: int, rounds: int) -> dict:
+    """A row as the median of several processes gives it.
+
+    Where its memory lies sets how fast a process is: in about one of ten, evaluation took twice
+    its time from beginning to end.
+
+    Args:
+      name: function of `rows` that takes `rounds` and gives one row.
+      processes: how many measure it; an odd number.
+      rounds: in each.
+
+    Returns:
+      The row of the process with the median ratio (or time, without a peer), and `processes`: the
+      values of all, ascending.
+
+    Raises:
+      RuntimeError: a process failed; the message ends with what it printed.
+    """
+    found = [_start('row', name, str(rounds)) for _ in range(processes)]
+    key = 'ours' if found[0]['ratio'] is None else 'ratio'
+    found.sort(key=lambda row: row[key])
+    return found[processes // 2] | {'processes': [row[key] for row in found]}
+
+
+def _start(*arguments) -> dict:
     root = str(pathlib.Path(__file__).resolve().parents[2])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run(
-        [sys.executable, '-m', 'kws_jax.benchmark.fresh', str(cache)],
+        [sys.executable, '-m', 'kws_jax.benchmark.fresh', *arguments],
         env={**os.environ, 'PYTHONPATH': paths},
         capture_output=True,
         text=True,
@@ -47,7 +75,7 @@ def _status(field: str) -> int:
     raise RuntimeError(f'/proc/self/status has no {field}')
 
 
-def _main(cache):
+def _search(cache) -> dict:
     import jax
 
     from kws_jax.benchmark import subjects
@@ -63,8 +91,15 @@ def _main(cache):
     seconds = time.perf_counter() - began
     for _ in range(3):
         jax.block_until_ready(search())
-    print(json.dumps({'compile_seconds': seconds, 'peak_bytes': _status('VmHWM') - before}))
+    return {'compile_seconds': seconds, 'peak_bytes': _status('VmHWM') - before}
+
+
+def _row(name, rounds) -> dict:
+    from kws_jax.benchmark import rows
+
+    return getattr(rows, name)(rounds=int(rounds))
 
 
 if __name__ == '__main__':
-    _main(sys.argv[1])
+    what, *arguments = sys.argv[1:]
+    print(json.dumps({'search': _search, 'row': _row}[what](*arguments)))

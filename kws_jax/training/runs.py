@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax import costs, integer, network, quantizers
+from kws_jax import costs, deploy, network, quantizers
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.batches import steps_per_epoch, training_source
 from kws_jax.model import Model, quantized_taps, tap_columns
@@ -295,7 +295,7 @@ def _finished(model, state, form, bits, summary, facts, data):
     """The model of a run, with the constants of its integer form: what is scored is what runs."""
     params, averages = final_weights(state)
     quant = {'form': form.name, 'bits': bits, 'params': state.quant}
-    model = integer.snap(
+    model = deploy.snap(
         dataclasses.replace(model, params=params, averages=averages, quant=quant, card={})
     )
     card = facts | {

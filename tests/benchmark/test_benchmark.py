@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from kws_jax.benchmark import growth, rows, subjects, suites, timing
+from kws_jax.benchmark import fresh, growth, rows, subjects, suites, timing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -109,3 +109,20 @@ def test_growth_is_drawn_and_tabled_from_its_points():
         '| 10 | 0.100 s | 30 | - | - |',
         '| 20 | 0.200 s | 60 | 0.300 s | 90 |',
     ]
+
+
+def test_a_repeated_row_is_that_of_the_median_process(monkeypatch):
+    ratios = iter([0.7, 1.4, 0.6])
+    made = lambda *_: {'name': 'x', 'ratio': next(ratios), 'ours': 1.0}  # noqa: E731
+    monkeypatch.setattr(fresh, '_start', made)
+    row = fresh.repeat('x', processes=3, rounds=1)
+    assert row['ratio'] == 0.7 and row['processes'] == [0.6, 0.7, 1.4]
+    seconds = iter([3.0, 1.0, 2.0])
+    made = lambda *_: {'name': 'x', 'ratio': None, 'ours': next(seconds)}  # noqa: E731
+    monkeypatch.setattr(fresh, '_start', made)
+    assert fresh.repeat('x', processes=3, rounds=1)['ours'] == 2.0
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="(?s)measuring process failed.*has no attribute 'walk'"):
+        fresh.repeat('walk', processes=1, rounds=1)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.integer import execute
-from kws_jax.integer.network import FRAMES_AT_ONCE, Network
+from kws_jax.deploy import execute
+from kws_jax.deploy.network import FRAMES_AT_ONCE, Network
 
 
 class State(NamedTuple):
@@ -162,3 +162,35 @@ def jitted_step(network: Network) -> Callable:
             return run(state, samples)
 
     return step_
+
+
+def logits(network: Network, audio: np.ndarray, batch: int = 64) -> np.ndarray:
+    """All decisions of a recording at once: what `step` gives for it, int32 `[windows, classes]`.
+
+    Each frame is computed once; the network runs on `batch` windows at a time.
+
+    Raises:
+      ValueError: `audio` is not int16 `[samples]`, or shorter than one window's frames.
+    """
+    _check(network, audio)
+    front_end = network.front_end
+    frames = (len(audio) - front_end.kernel) // front_end.stride + 1
+    windows = (frames - network.frames) // FRAMES_AT_ONCE + 1
+    if windows < 1:
+        raise ValueError(f'{len(audio)} samples are less than one window of {network.samples}')
+    span = (batch - 1) * hop(network) + (network.frames - 1) * front_end.stride + front_end.kernel
+
+    @jax.jit
+    def run(part):
+        codes = execute.quantize_samples(front_end, part, jnp)
+        image = execute.jax_image(front_end, codes[None])[0]
+        rows = FRAMES_AT_ONCE * np.arange(batch)[:, None] + np.arange(network.frames)[None]
+        return execute.jax_logits(network, image[rows])
+
+    padded = np.pad(audio, (0, span))
+    parts = []
+    with jax.enable_x64(True):
+        for first in range(0, windows, batch):
+            at = first * hop(network)
+            parts.append(np.asarray(run(padded[at : at + span])))
+    return np.concatenate(parts)[:windows]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import small
 
-from kws_jax import integer, quantizers
-from kws_jax.integer import execute, packed
-from kws_jax.integer.network import Multipliers
+from kws_jax import deploy, quantizers
+from kws_jax.deploy import execute, packed
+from kws_jax.deploy.network import Multipliers
 
 ALL = sorted(integer_models.FRONT_ENDS)
 
@@ -69,9 +69,9 @@ def test_logarithms_are_exact_at_powers_of_two_and_interpolated_between():
 @pytest.mark.parametrize('form', ['step_range', 'range_bits'])
 def test_integers_say_what_the_trained_network_says(front_end, form):
     model = integer_models.make(front_end, form, weight=8, activation=8)
-    network, audio = integer.from_model(model), integer_models.clips()
+    network, audio = deploy.from_model(model), integer_models.clips()
     trained = np.asarray(model.predictor()(audio))
-    logits = integer.run(network, audio) * network.logit_step
+    logits = deploy.run(network, audio) * network.logit_step
     # a code that lies at the edge of two may fall to either side, which moves what follows a little
     assert np.abs(logits - trained).max() < 0.03 * trained.std()
 
@@ -79,7 +79,7 @@ def test_integers_say_what_the_trained_network_says(front_end, form):
 @pytest.mark.parametrize('front_end', ALL)
 def test_image_codes_are_those_of_the_trained_network(front_end):
     model = integer_models.make(front_end)
-    network, audio = integer.from_model(model), integer_models.clips()
+    network, audio = deploy.from_model(model), integer_models.clips()
     seen = {}
     rounded = quantizers.make_quant(
         quantizers.get_form('step_range'), model.quant['params'], model.quant['bits']
@@ -109,11 +109,11 @@ def test_image_codes_are_those_of_the_trained_network(front_end):
 @pytest.mark.parametrize('front_end', ALL)
 @pytest.mark.parametrize(('weight', 'activation'), [(1, 2), (2, 3), (8, 8)])
 def test_the_jitted_form_gives_the_same_numbers(front_end, weight, activation):
-    network = integer.from_model(
+    network = deploy.from_model(
         integer_models.make(front_end, weight=weight, activation=activation)
     )
     audio = integer_models.clips()
-    np.testing.assert_array_equal(execute.jitted(network)(audio), integer.run(network, audio))
+    np.testing.assert_array_equal(execute.jitted(network)(audio), deploy.run(network, audio))
 
 
 def test_negative_batch_norm_scales_turn_the_signs_of_weights():
@@ -121,29 +121,29 @@ def test_negative_batch_norm_scales_turn_the_signs_of_weights():
     scale = model.params['stem']['scale']
     turned = model.params | {'stem': model.params['stem'] | {'scale': scale.at[1].multiply(-1.0)}}
     turned = dataclasses.replace(model, params=turned)
-    network, before = integer.from_model(turned), integer.from_model(model)
+    network, before = deploy.from_model(turned), deploy.from_model(model)
     np.testing.assert_array_equal(
         network.stem.weights[..., 1].astype(int), -before.stem.weights[..., 1].astype(int)
     )
     audio = integer_models.clips()
     trained = np.asarray(turned.predictor()(audio))
-    logits = integer.run(network, audio) * network.logit_step
+    logits = deploy.run(network, audio) * network.logit_step
     assert np.abs(logits - trained).max() < 0.03 * trained.std()
 
 
 def test_clips_of_another_length_or_type_are_refused():
-    network = integer.from_model(integer_models.make())
+    network = deploy.from_model(integer_models.make())
     with pytest.raises(ValueError, match=r'int16 \[clips, 16000\], got int16 \(1, 8000\)'):
-        integer.run(network, np.zeros((1, 8000), np.int16))
+        deploy.run(network, np.zeros((1, 8000), np.int16))
     with pytest.raises(ValueError, match='got float32'):
-        integer.run(network, np.zeros((1, 16000), np.float32))
+        deploy.run(network, np.zeros((1, 16000), np.float32))
 
 
 @pytest.mark.parametrize('form', ['step_range', 'range_bits'])
 @pytest.mark.parametrize('front_end', ['pairs', 'log', 'none'])
 def test_a_snapped_model_says_in_floating_point_what_its_integers_say(front_end, form):
-    model = integer.snap(integer_models.make(front_end, form, weight=3, activation=3))
-    network, audio = integer.from_model(model), small.tones(150, seed=21)[0]
+    model = deploy.snap(integer_models.make(front_end, form, weight=3, activation=3))
+    network, audio = deploy.from_model(model), small.tones(150, seed=21)[0]
     logits = execute.jitted(network)(audio) * network.logit_step
     apart = np.abs(logits - np.asarray(model.predictor()(audio))).max(axis=1)
     assert (apart < 1e-4).mean() > 0.8  # at other clips a value lies between two codes
@@ -151,18 +151,18 @@ def test_a_snapped_model_says_in_floating_point_what_its_integers_say(front_end,
 
 def test_snapping_changes_little_and_nothing_the_second_time():
     model = integer_models.make(weight=8, activation=8)
-    once = integer.snap(model)
+    once = deploy.snap(model)
     audio = integer_models.clips()
     before, after = (np.asarray(m.predictor()(audio)) for m in (model, once))
     assert 0 < np.abs(after - before).max() < 0.05 * before.std()
-    network, again = integer.from_model(once), integer.from_model(integer.snap(once))
+    network, again = deploy.from_model(once), deploy.from_model(deploy.snap(once))
     assert (
-        packed.stream(network) == packed.stream(again) == packed.stream(integer.from_model(model))
+        packed.stream(network) == packed.stream(again) == packed.stream(deploy.from_model(model))
     )
 
 
 def test_models_without_an_integer_form_are_left_as_they_are():
-    assert integer.snap(small.model()) is small.model()
+    assert deploy.snap(small.model()) is small.model()
 
 
 # ------------------------------------------------------------------------- what has no integers
@@ -170,7 +170,7 @@ def test_models_without_an_integer_form_are_left_as_they_are():
 
 def test_a_float_model_is_refused():
     with pytest.raises(ValueError, match='float one and has no integers; export a quantized one'):
-        integer.from_model(small.model())
+        deploy.from_model(small.model())
 
 
 def test_a_quantizer_without_steps_is_refused(monkeypatch):
@@ -181,14 +181,14 @@ def test_a_quantizer_without_steps_is_refused(monkeypatch):
     model = integer_models.make()
     model = dataclasses.replace(model, quant=model.quant | {'form': 'free'})
     with pytest.raises(ValueError, match='quantizer free has no `step`'):
-        integer.from_model(model)
+        deploy.from_model(model)
 
 
 def test_several_hops_a_frame_are_refused():
     model = integer_models.make('log')
     model = dataclasses.replace(model, front_end=model.front_end | {'hops': 2})
     with pytest.raises(ValueError, match='hops=2 has no integer form'):
-        integer.from_model(model)
+        deploy.from_model(model)
 
 
 # ------------------------------------------------------------------------------------- storage
@@ -198,18 +198,18 @@ def test_several_hops_a_frame_are_refused():
 @pytest.mark.parametrize('weight', [1, 3, 8])
 def test_the_stream_is_as_long_as_the_costs_say_and_comes_back_whole(front_end, weight):
     model = integer_models.make(front_end, weight=weight)
-    network = integer.from_model(model)
+    network = deploy.from_model(model)
     assert len(packed.stream(network)) == model.costs()['flash_bytes']
     content = packed.pack(network, {'recipe': 'none'})
     again, facts = packed.unpack(content)
     assert facts['recipe'] == 'none' and again.labels == small.NAMES
     assert packed.pack(again, {'recipe': 'none'}) == content
     audio = integer_models.clips(2)
-    np.testing.assert_array_equal(integer.run(again, audio), integer.run(network, audio))
+    np.testing.assert_array_equal(deploy.run(again, audio), deploy.run(network, audio))
 
 
 def test_bits_lie_where_the_documentation_says():
-    network = integer.from_model(integer_models.make(weight=3))
+    network = deploy.from_model(integer_models.make(weight=3))
     content = packed.pack(network)
     assert content[:4] == b'KWSI' and int.from_bytes(content[4:6], 'little') == 1
     assert int.from_bytes(content[8:12], 'little') == len(content)
@@ -234,6 +234,6 @@ def test_bits_lie_where_the_documentation_says():
     ],
 )
 def test_damaged_files_are_refused(damage, message):
-    content = packed.pack(integer.from_model(integer_models.make()))
+    content = packed.pack(deploy.from_model(integer_models.make()))
     with pytest.raises(ValueError, match=message):
         packed.unpack(damage(content))

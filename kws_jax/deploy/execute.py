@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.frontends.base import frame_product
-from kws_jax.integer.network import (
+from kws_jax.deploy.network import (
     LOG_FRACTION,
     LOG_TABLE_BITS,
     FrontEnd,
@@ -20,6 +19,7 @@ from kws_jax.integer.network import (
     Network,
     log_table,
 )
+from kws_jax.frontends.base import frame_product
 from kws_jax.layers.basic import small_conv
 from kws_jax.layers.depthwise import depthwise_conv
 

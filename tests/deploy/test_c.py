@@ -13,10 +13,10 @@ import integer_models
 import numpy as np
 import pytest
 
-from kws_jax import integer
+from kws_jax import deploy
 from kws_jax import model as model_lib
-from kws_jax.integer import export_c, packed, table
-from kws_jax.integer import network as network_lib
+from kws_jax.deploy import export_c, packed, table
+from kws_jax.deploy import network as network_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STRICT = ['-std=c99', '-Wall', '-Wextra', '-Wconversion', '-pedantic', '-Werror']
@@ -41,7 +41,7 @@ def run(*command, **options):
 
 
 def export(folder, model):
-    network = integer.from_model(model)
+    network = deploy.from_model(model)
     export_c.write(network, folder, costs=model.costs(), facts={'seed': 3})
     return network
 
@@ -84,7 +84,7 @@ def test_windows_are_those_of_the_reference(tmp_path, compiler, front_end):
         network = export(folder, model)
         functions = library(folder, compiler)
         assert functions.kws_init() == 0
-        expected = integer.run(network, audio)
+        expected = deploy.run(network, audio)
         np.testing.assert_array_equal(windows(functions, audio, 3), expected)
 
 
@@ -95,7 +95,7 @@ def test_a_stream_in_any_chunks_decides_as_its_windows_do(tmp_path):
     audio = integer_models.clips().ravel()
     hop = 8 * network.front_end.stride
     starts = np.arange(0, len(audio) - 16000 + 1, hop)
-    expected = integer.run(network, np.stack([audio[s : s + 16000] for s in starts]))
+    expected = deploy.run(network, np.stack([audio[s : s + 16000] for s in starts]))
     last = (network.frames - 1) * network.front_end.stride + network.front_end.kernel
     rng = np.random.default_rng(0)
     assert functions.kws_init() == 0
@@ -129,21 +129,21 @@ def test_memory_is_what_the_timeline_says_and_the_file_what_the_costs_say(tmp_pa
 
 def test_the_table_adds_up_to_the_costs():
     model = integer_models.make()
-    rows = table.rows(integer.from_model(model))
+    rows = table.rows(deploy.from_model(model))
     costs = model.costs()
     assert sum(row['macs'] for row in rows) == costs['macs']
     assert math.ceil(sum(row['flash_bytes'] for row in rows)) == costs['flash_bytes']
 
 
 def test_the_logarithm_of_the_runtime_has_the_same_table():
-    source = (ROOT / 'kws_jax/integer/c/kws_core.c').read_text()
+    source = (ROOT / 'kws_jax/deploy/c/kws_core.c').read_text()
     (body,) = re.findall(r'kLog\[257\] = \{(.*?)\}', source, flags=re.DOTALL)
     assert [int(v) for v in body.replace('\n', ' ').split(',')] == list(network_lib.log_table())
 
 
 def test_neither_floating_point_nor_dynamic_memory_is_used():
     for name in ('kws_core.c', 'kws_core.h', 'kws.c', 'kws.h.in'):
-        source = (ROOT / 'kws_jax/integer/c' / name).read_text()
+        source = (ROOT / 'kws_jax/deploy/c' / name).read_text()
         source = re.sub(r'/\*.*?\*/', '', source, flags=re.DOTALL)
         assert not re.search(r'\b(float|double|malloc|calloc|realloc|free)\b', source), name
         assert set(re.findall(r'#include <(.*?)>', source)) <= {'stdint.h', 'string.h'}
@@ -157,7 +157,7 @@ def test_the_makefile_builds_a_program_that_hears_a_wav_file(tmp_path, compiler)
     audio = integer_models.clips()
     write_wav(tmp_path / 'one.wav', audio[0])
     _, label, *logits = run(tmp_path / 'kws_wav', tmp_path / 'one.wav').split()
-    expected = integer.run(network, audio[:1])[0]
+    expected = deploy.run(network, audio[:1])[0]
     np.testing.assert_array_equal([int(v) for v in logits], expected)
     assert label == network.labels[expected.argmax()]
     write_wav(tmp_path / 'long.wav', audio[:3].ravel())
@@ -217,7 +217,7 @@ def test_an_arm_processor_gives_the_same_bits(tmp_path):
     program = tmp_path / 'kws_arm'
     run('arm-linux-gnueabihf-gcc', *STRICT, '-Os', '-static', *sources, '-o', program)
     audio = integer_models.clips()
-    for i, expected in enumerate(integer.run(network, audio)):
+    for i, expected in enumerate(deploy.run(network, audio)):
         write_wav(tmp_path / 'one.wav', audio[i])
         logits = run('qemu-arm', program, tmp_path / 'one.wav').split()[2:]
         np.testing.assert_array_equal([int(v) for v in logits], expected)
@@ -243,7 +243,7 @@ def test_a_cortex_m4_links_it_without_software_floating_point(tmp_path):
 def test_what_has_no_room_is_refused_by_name(tmp_path):
     import dataclasses
 
-    network = integer.from_model(integer_models.make())
+    network = deploy.from_model(integer_models.make())
     wide = dataclasses.replace(network.head, weights=np.zeros((6, 600), np.int8))
     with pytest.raises(ValueError, match='head: 600 channels; the C runtime has room for 512'):
         export_c.write(dataclasses.replace(network, head=wide), tmp_path, costs={})
@@ -260,5 +260,5 @@ def test_the_program_exports_and_says_what_it_costs(tmp_path):
     run(*launch, '--format=packed', f'--out={tmp_path / "p"}')
     again, _ = packed.unpack((tmp_path / 'p/model.kws').read_bytes())
     audio = integer_models.clips(1)
-    expected = integer.run(integer.from_model(integer_models.make()), audio)
-    np.testing.assert_array_equal(integer.run(again, audio), expected)
+    expected = deploy.run(deploy.from_model(integer_models.make()), audio)
+    np.testing.assert_array_equal(deploy.run(again, audio), expected)

@@ -1,7 +1,7 @@
 """What an integer network costs, layer by layer."""
 
-from kws_jax.integer import export_c, packed
-from kws_jax.integer.network import Network
+from kws_jax.deploy import export_c, packed
+from kws_jax.deploy.network import Network
 
 
 def rows(network: Network) -> list[dict]:

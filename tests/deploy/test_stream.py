@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from kws_jax import integer
-from kws_jax.integer import stream
+from kws_jax import deploy
+from kws_jax.deploy import stream
 
 FRONT_ENDS = ('pairs', 'abs', 'none')
 
@@ -18,13 +18,13 @@ def audio():
 
 def windows(network, audio):
     starts = np.arange(0, len(audio) - network.samples + 1, stream.hop(network))
-    return integer.run(network, np.stack([audio[s : s + network.samples] for s in starts]))
+    return deploy.run(network, np.stack([audio[s : s + network.samples] for s in starts]))
 
 
 @pytest.mark.parametrize('front_end', FRONT_ENDS)
 @pytest.mark.parametrize('largest', [700, 2560, 9000])
 def test_any_chunks_give_the_logits_of_every_window(front_end, largest, audio):
-    network = integer.from_model(integer_models.make(front_end))
+    network = deploy.from_model(integer_models.make(front_end))
     rng = np.random.default_rng(largest)
     state, got, at = stream.init(network), [], 0
     while at < len(audio):
@@ -40,7 +40,7 @@ def test_any_chunks_give_the_logits_of_every_window(front_end, largest, audio):
 
 
 def test_a_decision_comes_with_the_last_sample_of_its_last_frame(audio):
-    network = integer.from_model(integer_models.make())
+    network = deploy.from_model(integer_models.make())
     front_end = network.front_end
     last = (network.frames - 1) * front_end.stride + front_end.kernel
     state, logits = stream.step(network, stream.init(network), audio[: last - 1])
@@ -54,7 +54,7 @@ def test_a_decision_comes_with_the_last_sample_of_its_last_frame(audio):
 @pytest.mark.parametrize('front_end', FRONT_ENDS)
 @pytest.mark.parametrize('chunk', [333, 2560, 7000])
 def test_jax_gives_the_states_and_logits_of_numpy(front_end, chunk, audio):
-    network = integer.from_model(integer_models.make(front_end))
+    network = deploy.from_model(integer_models.make(front_end))
     step = stream.jitted_step(network)
     state = other = stream.init(network)
     decisions = 0
@@ -70,7 +70,7 @@ def test_jax_gives_the_states_and_logits_of_numpy(front_end, chunk, audio):
 
 
 def test_a_state_is_not_changed_by_its_step(audio):
-    network = integer.from_model(integer_models.make())
+    network = deploy.from_model(integer_models.make())
     state, _ = stream.step(network, stream.init(network), audio[:20000])
     copy = jax.tree.map(np.copy, state)
     first = stream.step(network, state, audio[20000:30000])
@@ -84,7 +84,7 @@ def test_a_state_is_not_changed_by_its_step(audio):
     'make', [lambda n: stream.jitted_step(n), lambda n: lambda *a: stream.step(n, *a)]
 )
 def test_samples_of_another_kind_are_refused(make):
-    network = integer.from_model(integer_models.make())
+    network = deploy.from_model(integer_models.make())
     step = make(network)
     for samples in (np.zeros(10, np.float32), np.zeros((1, 10), np.int16)):
         with pytest.raises(ValueError, match=r'samples must be int16 \[samples\], got'):

@@ -4,8 +4,8 @@ import json
 import pathlib
 import shutil
 
-from kws_jax.integer import packed
-from kws_jax.integer.network import FRAMES_AT_ONCE, Layer, Network
+from kws_jax.deploy import packed
+from kws_jax.deploy.network import FRAMES_AT_ONCE, Layer, Network
 
 _C = pathlib.Path(__file__).with_name('c')
 RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'Makefile')

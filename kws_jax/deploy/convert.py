@@ -9,8 +9,7 @@ import numpy as np
 from absl import logging
 
 from kws_jax import frontends, quantizers
-from kws_jax.frontends.base import MAGNITUDE_FLOOR
-from kws_jax.integer.network import (
+from kws_jax.deploy.network import (
     LOG_FRACTION,
     WIDE_BITS,
     Block,
@@ -19,6 +18,7 @@ from kws_jax.integer.network import (
     Multipliers,
     Network,
 )
+from kws_jax.frontends.base import MAGNITUDE_FLOOR
 from kws_jax.layers.basic import BN_EPSILON
 from kws_jax.model import Model
 from kws_jax.quantizers.forms import MAX_BITS, is_signed

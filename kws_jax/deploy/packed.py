@@ -57,7 +57,7 @@ import zlib
 
 import numpy as np
 
-from kws_jax.integer.network import Block, FrontEnd, Layer, Multipliers, Network
+from kws_jax.deploy.network import Block, FrontEnd, Layer, Multipliers, Network
 
 MAGIC, VERSION = b'KWSI', 1
 _HEAD, _LAYER = struct.Struct('<4sHHIIII6H4B2BHI'), struct.Struct('<H2B2BBBhhB3x')

@@ -1,0 +1,142 @@
+"""How a model does on a long recording: false accepts an hour, false rejects, latency."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kws_jax import deploy, detection
+from kws_jax.data.streams import Stream
+from kws_jax.deploy import stream
+from kws_jax.detection import NOT_KEYWORDS
+from kws_jax.model import Model
+
+HOP = 1280  # samples between the decisions of a float model: 80 ms
+WINDOW = 16000
+
+
+class Scores(NamedTuple):
+    """What a model says of every window of a recording.
+
+    Attributes:
+      labels: of the classes.
+      values: float64 `[windows, classes]`, which add up to one.
+      ends: int64 `[windows]`, the sample at which each window's last frame ends.
+    """
+
+    labels: tuple[str, ...]
+    values: np.ndarray
+    ends: np.ndarray
+
+
+def scores(model: Model, audio: np.ndarray) -> Scores:
+    """Scores of every window of a recording.
+
+    A quantized model listens in integers, as on a device; a float model is run on each window.
+
+    Args:
+      model: float or quantized.
+      audio: int16 `[samples]`, at least one window.
+
+    Raises:
+      ValueError: the recording is shorter than a window, or the model has no integer form.
+    """
+    if len(audio) < WINDOW:
+        raise ValueError(f'{len(audio)} samples are less than one window of {WINDOW}')
+    if model.quant is not None:
+        network = deploy.from_model(model)
+        front_end = network.front_end
+        values = stream.logits(network, audio) * network.logit_step
+        length = (network.frames - 1) * front_end.stride + front_end.kernel
+        step = stream.hop(network)
+    else:
+        predict, step, length = model.predictor(), HOP, WINDOW
+        windows = np.lib.stride_tricks.sliding_window_view(audio, length)[::step]
+        parts = []
+        for first in range(0, len(windows), 64):
+            part = windows[first : first + 64]
+            part = np.pad(part, ((0, 64 - len(part)), (0, 0)))
+            parts.append(np.asarray(predict(part)))
+        values = np.concatenate(parts)[: len(windows)]
+    ends = length + step * np.arange(len(values))
+    return Scores(tuple(model.labels), detection.softmax(values), ends)
+
+
+def curves(
+    scored: Scores, recording: Stream, *, smoothing: int = 4, refractory: int = 12
+) -> dict[str, detection.Curve]:
+    """The DET curve of every keyword on one stream.
+
+    Args:
+      scored: what `scores` said of the recording.
+      recording: audio and what is said in it.
+      smoothing, refractory: windows; see `detection.Rule`.
+    """
+    smoothed = detection.smooth(scored.values, smoothing)
+    return {
+        label: detection.curve(
+            smoothed[:, i],
+            scored.ends,
+            [event for event in recording.events if event.label == label],
+            hours=recording.hours,
+            refractory=refractory,
+        )
+        for i, label in enumerate(scored.labels)
+        if label not in NOT_KEYWORDS
+    }
+
+
+def at_thresholds(
+    scored: Scores,
+    recording: Stream,
+    thresholds: dict[str, float],
+    *,
+    smoothing: int = 4,
+    refractory: int = 12,
+    tolerance: int = 16000,
+) -> dict:
+    """What happens on a stream when every keyword has its threshold, as a listener has it.
+
+    Returns:
+      `hours`; `false_accepts_per_hour` of all keywords together, and `under` it the same by what
+      was in the window: `background`, `other_words`, `keywords`; `false_reject_rate` of all; and
+      `keywords`, for each its `threshold`, `false_accepts_per_hour`, `false_reject_rate`, `words`
+      and `latency_seconds` (median; None where none was heard).
+    """
+    ends = scored.ends
+    rule = detection.Rule(scored.labels, thresholds, smoothing, refractory)
+    state, heard = detection.start(rule), {label: [] for label in thresholds}
+    for row in scored.values:
+        state, found = detection.listen(rule, state, row)
+        for one in found:
+            heard[one.label].append(one.window)
+    words = {label: [e for e in recording.events if e.label == label] for label in thresholds}
+    keywords, under = {}, dict.fromkeys(('background', 'other_words', 'keywords'), 0)
+    missed = false = 0
+    for label, windows in heard.items():
+        at = ends[np.array(windows, np.int64)]
+        errors = detection.match(at, words[label], tolerance=tolerance)
+        late = [at[i] - words[label][number].end for number, i in errors.hits]
+        missed, false = missed + len(errors.missed), false + len(errors.false)
+        for i in errors.false:
+            under[_under(recording.events, at[i] - WINDOW, at[i])] += 1
+        keywords[label] = {
+            'threshold': thresholds[label],
+            'false_accepts_per_hour': len(errors.false) / recording.hours,
+            'false_reject_rate': len(errors.missed) / max(len(words[label]), 1),
+            'words': len(words[label]),
+            'latency_seconds': float(np.median(late)) / 16000 if late else None,
+        }
+    return {
+        'hours': recording.hours,
+        'false_accepts_per_hour': false / recording.hours,
+        'under': {kind: count / recording.hours for kind, count in under.items()},
+        'false_reject_rate': missed / max(sum(map(len, words.values())), 1),
+        'keywords': keywords,
+    }
+
+
+def _under(events, start, end):
+    inside = {event.label for event in events if event.end > start and event.start < end}
+    if not inside:
+        return 'background'
+    return 'keywords' if inside - set(NOT_KEYWORDS) else 'other_words'
