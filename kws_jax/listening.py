@@ -1,5 +1,6 @@
 """How a model does on a long recording: false accepts an hour, false rejects, latency."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -140,3 +141,31 @@ def _under(events, start, end):
     if not inside:
         return 'background'
     return 'keywords' if inside - set(NOT_KEYWORDS) else 'other_words'
+
+
+def stepper(model: Model) -> Callable[[np.ndarray], np.ndarray]:
+    """`step(int16 [samples]) -> scores [decisions, classes]`, which remembers what it was given.
+
+    Pieces may have any length. The pure form of a quantized model is `deploy.stream.step`.
+    """
+    if model.quant is not None:
+        network = deploy.from_model(model)
+        state = stream.init(network)
+
+        def step(samples):
+            nonlocal state
+            state, logits = stream.step(network, state, samples)
+            return detection.softmax(logits * network.logit_step)
+
+        return step
+    predict, kept = model.predictor(), np.zeros(0, np.int16)
+
+    def step(samples):
+        nonlocal kept
+        kept, values = np.concatenate([kept, samples]), []
+        while len(kept) >= WINDOW:
+            values.append(np.asarray(predict(kept[None, :WINDOW]))[0])
+            kept = kept[HOP:]
+        return detection.softmax(np.array(values).reshape(-1, len(model.labels)))
+
+    return step

@@ -5,8 +5,11 @@
 Formats:
   c       C99 without floating point or dynamic memory: `make -C DIR` builds a library and kws_wav
   packed  model.kws alone: weights at their own bits, as kws_jax/deploy/packed.py describes
+  onnx    model.onnx for onnxruntime and others: a float model as it is, a quantized one with its
+          codes between QuantizeLinear and DequantizeLinear, weights in 4 or 8 bits
 """
 
+import json
 import logging as std_logging
 import pathlib
 import sys
@@ -18,8 +21,11 @@ from absl import app, flags, logging  # noqa: E402
 _MODEL = flags.DEFINE_string(
     'model', None, 'Name of a released model, or a folder that holds one.', required=True
 )
-_FORMAT = flags.DEFINE_enum('format', 'c', ['c', 'packed'], 'What to write.')
+_FORMAT = flags.DEFINE_enum('format', 'c', ['c', 'packed', 'onnx'], 'What to write.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write to.', required=True)
+_POINTS = flags.DEFINE_string(
+    'operating_points', None, 'JSON of launch/evaluate_stream.py, for the manifest of c.'
+)
 _IMPORT = flags.DEFINE_multi_string(
     'import', [], 'Python file that adds a quantizer of your own to quantizers.FORMS.'
 )
@@ -30,23 +36,57 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags begin with --')
     from kws_jax import config, deploy, zoo
-    from kws_jax.deploy import export_c, packed, table
+    from kws_jax.deploy import export_c, export_onnx, firmware, packed, table
 
     try:
         for path in _IMPORT.value:
             config.import_file(path)
         model = zoo.load(_MODEL.value)
-        network = deploy.from_model(model)
         out = pathlib.Path(_OUT.value)
+        if _FORMAT.value == 'onnx' and model.quant is None:
+            out.mkdir(parents=True, exist_ok=True)
+            exported = export_onnx.from_float(model)
+            (out / 'model.onnx').write_bytes(exported.SerializeToString())
+            print(f'written to {out}')
+            return
+        network = deploy.from_model(model)
         if _FORMAT.value == 'c':
-            export_c.write(network, out, costs=model.costs(), facts=model.card)
+            points = json.loads(pathlib.Path(_POINTS.value).read_text()) if _POINTS.value else None
+            export_c.write(network, out, costs=model.costs(), facts=model.card, points=points)
+        elif _FORMAT.value == 'onnx':
+            out.mkdir(parents=True, exist_ok=True)
+            exported = export_onnx.from_network(network)
+            (out / 'model.onnx').write_bytes(exported.SerializeToString())
+            print(_containers(network, export_onnx.stored_bits(network)))
         else:
             out.mkdir(parents=True, exist_ok=True)
             (out / 'model.kws').write_bytes(packed.pack(network, {'card': model.card}))
     except (OSError, ValueError) as error:
         raise SystemExit(f'export: {error}') from None
+    except ImportError as error:
+        raise SystemExit(f'export: {error}; pip install .[export]') from None
     print(table.layers(network))
+    if _FORMAT.value == 'c' and firmware.available():
+        image = firmware.build(out)
+        print(
+            'image for a Cortex-M4 (cortex_m4.elf, -Os): flash {flash_bytes:,} bytes, of which the '
+            'model {model_bytes:,}; static RAM {ram_bytes:,}; stack {stack_bytes:,}'.format(**image)
+        )
     print(f'written to {out}')
+
+
+def _containers(network, stored) -> str:
+    """What weights of other widths than the format's take in it, in words."""
+    own = {'frontend': network.front_end.bits} | {n: la.bits for n, la in network.layers().items()}
+    sizes = {'frontend': network.front_end.taps.size}
+    sizes |= {name: layer.weights.size for name, layer in network.layers().items()}
+    needed = sum(size * own[name] for name, size in sizes.items()) / 8
+    taken = sum(size * stored[name] for name, size in sizes.items()) / 8
+    wider = [name for name in sizes if stored[name] > own[name]]
+    text = f'weights take {taken:,.0f} bytes, at their own bits {needed:,.0f}'
+    if wider:
+        text += f' (in containers wider than they are: {", ".join(wider)})'
+    return text
 
 
 if __name__ == '__main__':

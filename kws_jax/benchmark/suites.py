@@ -10,8 +10,8 @@ from kws_jax.pipeline import hardware
 
 
 def eval_step() -> dict:
-    """`rows.eval_step`, the shortest and so the most fickle one, in five processes."""
-    return fresh.repeat('eval_step', processes=5, rounds=9)
+    """`rows.eval_step`, the shortest and so the most fickle one, in three processes."""
+    return fresh.repeat('eval_step', processes=3, rounds=9)
 
 
 # what measures a row, or several at once, and the rows it gives

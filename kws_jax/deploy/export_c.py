@@ -9,6 +9,7 @@ from kws_jax.deploy.network import FRAMES_AT_ONCE, Layer, Network
 
 _C = pathlib.Path(__file__).with_name('c')
 RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'Makefile')
+RUNTIME += ('cortex_m4.c', 'cortex_m4.ld')
 _LIMITS = {'channels': 512, 'kernel': 1024, 'classes': 64, 'blocks': 16}  # of kws_core.h
 
 
@@ -80,16 +81,17 @@ def _array(content: bytes) -> str:
     return ',\n'.join(lines)
 
 
-def manifest(network: Network, costs: dict, facts: dict) -> dict:
+def manifest(network: Network, costs: dict, facts: dict, points: dict | None = None) -> dict:
     """What goes beside an export; names follow ESPHome's micro-wake-word manifest where they can.
 
     Args:
       network: what is exported.
       costs: `Model.costs()`.
       facts: the model's card.
+      points: what launch/evaluate_stream.py wrote: a threshold for each keyword.
     """
     front_end = network.front_end
-    return {
+    described = {
         'type': 'kws_jax',
         'version': packed.VERSION,
         'model': 'model.kws',
@@ -110,15 +112,33 @@ def manifest(network: Network, costs: dict, facts: dict) -> dict:
         'mean_activation_bits': costs['mean_activation_bits'],
         'card': facts,
     }
+    if points:
+        described['micro']['sliding_window_size'] = points['smoothing']
+        described['refractory_windows'] = points['refractory']
+        described['operating_points'] = {
+            label: {
+                'probability_cutoff': point['threshold'],
+                **{key: value for key, value in point.items() if key != 'threshold'},
+            }
+            for label, point in points['test']['keywords'].items()
+        }
+    return described
 
 
-def write(network: Network, out, *, costs: dict, facts: dict | None = None) -> pathlib.Path:
+def write(
+    network: Network,
+    out,
+    *,
+    costs: dict,
+    facts: dict | None = None,
+    points: dict | None = None,
+) -> pathlib.Path:
     """Writes data, runtime, a program for WAV files, a Makefile and a manifest.
 
     Args:
       network: what to write.
       out: folder; made if need be.
-      costs, facts: of the model, for the manifest.
+      costs, facts, points: for the manifest.
 
     Returns:
       The folder.
@@ -152,6 +172,6 @@ def write(network: Network, out, *, costs: dict, facts: dict | None = None) -> p
     }.items():
         header = header.replace(f'@{name}@', str(value))
     (out / 'kws.h').write_text(header)
-    described = manifest(network, costs, facts or {})
+    described = manifest(network, costs, facts or {}, points)
     (out / 'manifest.json').write_text(json.dumps(described, indent=1) + '\n')
     return out

@@ -1,0 +1,46 @@
+/* Start-up of a bare Cortex-M4 and the least program around the keyword spotter: it waits for audio in
+ * `kws_audio`, which an interrupt or a DMA fills, and leaves its decisions in `kws_logits`. */
+#include "kws.h"
+
+extern uint32_t stack_top, data_load, data_start, data_end, bss_start, bss_end;
+
+volatile uint32_t kws_ready; /* set by whoever filled kws_audio */
+int16_t kws_audio[KWS_HOP];
+int32_t kws_logits[KWS_CLASSES];
+volatile uint32_t kws_decisions;
+int kws_status;
+
+void reset(void);
+static void halt(void) {
+  for (;;) {
+  }
+}
+
+typedef union {
+  uint32_t *stack;
+  void (*handler)(void);
+} vector;
+
+__attribute__((section(".vectors"), used)) static const vector vectors[16] = {
+    {.stack = &stack_top}, {.handler = reset}, {.handler = halt}, {.handler = halt},
+    {.handler = halt},     {.handler = halt},  {.handler = halt}, {.handler = halt},
+    {.handler = halt},     {.handler = halt},  {.handler = halt}, {.handler = halt},
+    {.handler = halt},     {.handler = halt},  {.handler = halt}, {.handler = halt}};
+
+static void listen(void) {
+  kws_status = kws_init();
+  while (kws_status == 0) {
+    if (kws_ready != 0u) {
+      kws_ready = 0u;
+      if (kws_stream(kws_audio, KWS_HOP, kws_logits) != 0) ++kws_decisions;
+    }
+  }
+}
+
+void reset(void) {
+  uint32_t *from = &data_load, *to = &data_start;
+  while (to < &data_end) *to++ = *from++;
+  for (to = &bss_start; to < &bss_end; ++to) *to = 0u;
+  listen();
+  halt();
+}

@@ -1,0 +1,79 @@
+"""ONNX exports run by onnxruntime: the float network as it is, the integer one in its codes."""
+
+import integer_models
+import numpy as np
+import pytest
+import small
+
+from kws_jax import deploy
+from kws_jax.deploy import export_onnx
+
+onnx = pytest.importorskip('onnx', reason='pip install onnx')
+onnxruntime = pytest.importorskip('onnxruntime', reason='pip install onnxruntime')
+
+
+def run(model, audio, *, exact=False):
+    """Logits; `exact` keeps onnxruntime from rounding offsets to whole sums, as its kernels do."""
+    options = onnxruntime.SessionOptions()
+    if exact:
+        options.add_session_config_entry('session.disable_quant_qdq', '1')
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+    return session.run(['logits'], {'samples': audio})[0]
+
+
+def float_model(front_end):
+    """The integer tests' network before it was quantized."""
+    model = integer_models.make(front_end)
+    return type(model)(
+        model.front_end, model.architecture, model.labels, model.params, model.averages
+    )
+
+
+@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
+def test_a_float_model_gives_its_own_logits(front_end):
+    model, audio = float_model(front_end), integer_models.clips()
+    found = run(export_onnx.from_float(model), audio)
+    expected = np.asarray(model.predictor()(audio))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
+@pytest.mark.parametrize(('weight', 'activation'), [(1, 2), (3, 4), (8, 8)])
+def test_a_quantized_model_gives_the_logits_of_its_integers(front_end, weight, activation):
+    model = integer_models.make(front_end, weight=weight, activation=activation)
+    network, audio = deploy.from_model(model), integer_models.clips(30)
+    exported = export_onnx.from_network(network)
+    expected = deploy.run(network, audio)
+    found = run(exported, audio, exact=True) / network.logit_step
+    np.testing.assert_allclose(found, np.round(found), atol=0.05)  # whole, as codes are
+    same = (np.round(found).astype(np.int64) == expected).all(axis=1)
+    # the front end's square root and logarithm are those of float32: a code of the image may differ
+    # (most of all where a logarithm without gain looks at small ones)
+    plain = front_end == 'odd_pairs'
+    assert same.mean() >= (0.4 if plain else 0.8 if activation == 8 else 0.95)
+    assert np.abs(found - expected).max() <= (0.1 if plain else 0.05) * np.abs(expected).max()
+    # and in the integer kernels that it takes by default
+    default = run(exported, audio) / network.logit_step
+    assert (default.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.8
+
+
+def test_weights_of_few_bits_are_stored_in_four():
+    by_bits = {}
+    for bits in (4, 8):
+        network = deploy.from_model(integer_models.make(weight=bits))
+        by_bits[bits] = len(export_onnx.from_network(network).SerializeToString())
+        assert set(export_onnx.stored_bits(network).values()) == {bits}
+    weights = network.front_end.taps.size + sum(la.weights.size for la in network.layers().values())
+    assert by_bits[8] - by_bits[4] == pytest.approx(weights / 2, abs=64)
+
+
+def test_what_has_no_onnx_form_is_an_error_that_names_the_layer():
+    with pytest.raises(ValueError, match='the model is quantized'):
+        export_onnx.from_float(integer_models.make())
+    model = small.model()
+    fixed = {'name': 'log_mel', 'filters': 8}
+    other = type(model)(fixed, model.architecture, model.labels, model.params, model.averages)
+    with pytest.raises(ValueError, match='frontend: the fixed features log_mel have no ONNX form'):
+        export_onnx.from_float(other)
