@@ -21,7 +21,7 @@ def start(folder, tmp_path, *flags):
             'launch/pipeline.py',
             f'--data_dir={folder}',
             f'--workdir={tmp_path / "run"}',
-            f'--cache_dir={tmp_path / "cache"}',
+            f'--cache_dir={folder.parent / "cache"}',  # shared: many programs are the same
             '--config.data.labels=low,middle,high',
             *flags,
         ],
