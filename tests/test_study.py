@@ -140,7 +140,11 @@ def test_the_studies_describe_runs_that_are_possible(name):
     for config in study.plan(f'configs/{name}.py').values():
         problem = pipeline.make_problem(config.to_dict(), classes)
         if config.search.method == 'given':
-            problem.space.architecture(config.search.choices)
+            architecture = problem.space.architecture(config.search.choices)
+            assert [choice.name for choice in architecture.choices] == list(config.search.choices)
+        else:
+            problem.check_reachable()
+            assert problem.bounds['low'] < problem.bounds['high'] <= config.target.macs
 
 
 def test_the_summary_has_means_and_spreads_over_seeds():
