@@ -174,6 +174,12 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ml_collections.Co
     return config
 
 
+def cache_folder(given=None) -> pathlib.Path:
+    """Where decoded audio and compiled code are kept: `given`, or the user's own."""
+    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
+    return pathlib.Path(given or os.path.join(home, 'kws_jax'))
+
+
 def import_config(name: str) -> types.ModuleType:
     """The module of a config file, found as `load_config` finds it.
 

@@ -150,11 +150,12 @@ def match(ends: np.ndarray, events: Sequence[Event], *, tolerance: int) -> Error
     """
     hits, missed, used = [], [], set()
     for number, event in enumerate(events):
-        late = event.end + tolerance
-        fits = [i for i, at in enumerate(ends) if event.start <= at <= late and i not in used]
-        if fits:
-            used.add(fits[0])
-            hits.append((number, fits[0]))
+        first = int(np.searchsorted(ends, event.start))
+        while first in used:
+            first += 1
+        if first < len(ends) and ends[first] <= event.end + tolerance:
+            used.add(first)
+            hits.append((number, first))
         else:
             missed.append(number)
     return Errors(hits, missed, [i for i in range(len(ends)) if i not in used])

@@ -9,7 +9,6 @@ _unknown_; no training data is needed.
 
 import json
 import logging as std_logging
-import os
 import pathlib
 import sys
 
@@ -42,8 +41,7 @@ def main(argv):
     from kws_jax import config, evaluate, zoo
     from kws_jax.training.devices import use_compilation_cache
 
-    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    cache = pathlib.Path(_CACHE_DIR.value or os.path.join(home, 'kws_jax'))
+    cache = config.cache_folder(_CACHE_DIR.value)
     use_compilation_cache(cache / 'compiled')
     try:
         for path in _IMPORT.value:

@@ -12,7 +12,6 @@ integers. DIR is as for launch/pipeline.py.
 
 import json
 import logging as std_logging
-import os
 import pathlib
 import sys
 import time
@@ -48,8 +47,7 @@ def main(argv):
     from kws_jax import config, zoo
     from kws_jax.training.devices import use_compilation_cache
 
-    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    cache = pathlib.Path(_CACHE_DIR.value or os.path.join(home, 'kws_jax'))
+    cache = config.cache_folder(_CACHE_DIR.value)
     use_compilation_cache(cache / 'compiled')
     try:
         for path in _IMPORT.value:

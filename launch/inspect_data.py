@@ -7,7 +7,6 @@ here. Undecodable, clipped, near-silent, very short, long and duplicate recordin
 nothing is changed. Decoding 20,000 recordings takes 6 s once; after that the report takes 2 s.
 """
 
-import os
 import pathlib
 import sys
 
@@ -47,11 +46,11 @@ def main(argv):
         raise app.UsageError(
             f'unexpected arguments {argv[1:]}; folders are given by --data_dir and --test_dir'
         )
+    from kws_jax import config
     from kws_jax.data import inspection
     from kws_jax.data.sources import find_folders
 
-    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    cache = pathlib.Path(_CACHE_DIR.value or os.path.join(home, 'kws_jax'))
+    cache = config.cache_folder(_CACHE_DIR.value)
     try:
         data_dir, test_dir = find_folders(_DATA_DIR.value, _TEST_DIR.value)
         report = inspection.inspect(

@@ -74,7 +74,7 @@ def _source():
 def _listen(step, rule, pieces):
     from kws_jax import detection
 
-    state, heard_until, samples = detection.start(rule), '', 0
+    state, heard, samples = detection.start(rule), False, 0
     live = sys.stderr.isatty()
     for piece in pieces:
         samples += len(piece)
@@ -84,13 +84,13 @@ def _listen(step, rule, pieces):
                 if live:
                     sys.stderr.write('\r\x1b[K')
                 print(f'{samples / 16000:8.2f} s  {one.label:<12} {one.score:.2f}', flush=True)
-                heard_until = one.label
+                heard = True
             if live:
                 sys.stderr.write('\r\x1b[K' + _line(piece, rule.labels, state.recent.mean(axis=0)))
                 sys.stderr.flush()
     if live:
         sys.stderr.write('\r\x1b[K')
-    if not heard_until:
+    if not heard:
         print(f'{samples / 16000:8.2f} s  nothing was heard')
 
 

@@ -7,7 +7,6 @@ that holds such a folder as train/ and a test folder as test/.
 """
 
 import logging
-import os
 import pathlib
 import sys
 
@@ -33,8 +32,7 @@ def main(config):
     from kws_jax.data.sources import open_dataset
     from kws_jax.training.devices import use_compilation_cache
 
-    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    cache = pathlib.Path(args.cache_dir or os.path.join(home, 'kws_jax'))
+    cache = config_lib.cache_folder(args.cache_dir)
     use_compilation_cache(cache / 'compiled')
     data = open_dataset(
         dataset=args.dataset,

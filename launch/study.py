@@ -9,7 +9,6 @@ and seeds that were added; the JSON is written anew after each run, with those t
 """
 
 import logging
-import os
 import pathlib
 import shlex
 import sys
@@ -38,8 +37,7 @@ def main(config):
     from kws_jax.data.sources import open_dataset
     from kws_jax.training.devices import use_compilation_cache
 
-    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    cache = pathlib.Path(args.cache_dir or os.path.join(home, 'kws_jax'))
+    cache = config_lib.cache_folder(args.cache_dir)
     use_compilation_cache(cache / 'compiled')
     opened = {}
 

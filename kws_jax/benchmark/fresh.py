@@ -31,8 +31,7 @@ def measure(cache: pathlib.Path) -> dict:
 def repeat(name: str, *, processes: int, rounds: int) -> dict:
     """A row as the median of several processes gives it.
 
-    Where its memory lies sets how fast a process is: in about one of ten, evaluation took twice
-    its time from beginning to end.
+    A short computation can take twice its time for most of the life of a process: evaluation does.
 
     Args:
       name: function of `rows` that takes `rounds` and gives one row.
