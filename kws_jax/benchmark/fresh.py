@@ -1,6 +1,6 @@
-"""What needs a process of its own: compiling and memory of a search step, rows of the benchmark.
+"""What a search step costs a fresh process: tracing, compilation, peak memory.
 
-Run as a program it prints one line of JSON; `measure` and `repeat` start it.
+Run as a program it prints one line of JSON; `measure` starts it.
 """
 
 import json
@@ -25,37 +25,10 @@ def measure(cache: pathlib.Path) -> dict:
     Raises:
       RuntimeError: the process failed; the message ends with what it printed.
     """
-    return _start('search', str(cache))
-
-
-def repeat(name: str, *, processes: int, rounds: int) -> dict:
-    """A row as the median of several processes gives it.
-
-    A short computation can take twice its time for most of the life of a process: evaluation does.
-
-    Args:
-      name: function of `rows` that takes `rounds` and gives one row.
-      processes: how many measure it; an odd number.
-      rounds: in each.
-
-    Returns:
-      The row of the process with the median ratio (or time, without a peer), and `processes`: the
-      values of all, ascending.
-
-    Raises:
-      RuntimeError: a process failed; the message ends with what it printed.
-    """
-    found = [_start('row', name, str(rounds)) for _ in range(processes)]
-    key = 'ours' if found[0]['ratio'] is None else 'ratio'
-    found.sort(key=lambda row: row[key])
-    return found[processes // 2] | {'processes': [row[key] for row in found]}
-
-
-def _start(*arguments) -> dict:
     root = str(pathlib.Path(__file__).resolve().parents[2])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run(
-        [sys.executable, '-m', 'kws_jax.benchmark.fresh', *arguments],
+        [sys.executable, '-m', 'kws_jax.benchmark.fresh', str(cache)],
         env={**os.environ, 'PYTHONPATH': paths},
         capture_output=True,
         text=True,
@@ -74,7 +47,7 @@ def _status(field: str) -> int:
     raise RuntimeError(f'/proc/self/status has no {field}')
 
 
-def _search(cache) -> dict:
+def _main(cache):
     import jax
 
     from kws_jax.benchmark import subjects
@@ -90,15 +63,8 @@ def _search(cache) -> dict:
     seconds = time.perf_counter() - began
     for _ in range(3):
         jax.block_until_ready(search())
-    return {'compile_seconds': seconds, 'peak_bytes': _status('VmHWM') - before}
-
-
-def _row(name, rounds) -> dict:
-    from kws_jax.benchmark import rows
-
-    return getattr(rows, name)(rounds=int(rounds))
+    print(json.dumps({'compile_seconds': seconds, 'peak_bytes': _status('VmHWM') - before}))
 
 
 if __name__ == '__main__':
-    what, *arguments = sys.argv[1:]
-    print(json.dumps({'search': _search, 'row': _row}[what](*arguments)))
+    _main(sys.argv[1])

@@ -5,20 +5,14 @@ from collections.abc import Callable
 
 import tqdm
 
-from kws_jax.benchmark import fresh, growth, rows
+from kws_jax.benchmark import growth, rows
 from kws_jax.pipeline import hardware
-
-
-def eval_step() -> dict:
-    """`rows.eval_step`, the shortest and so the most fickle one, in three processes."""
-    return fresh.repeat('eval_step', processes=3, rounds=9)
-
 
 # what measures a row, or several at once, and the rows it gives
 TRAINING = {
     rows.depthwise: ('depthwise',),
     rows.train_step: ('train_step',),
-    eval_step: ('eval_step',),
+    rows.eval_step: ('eval_step',),
     rows.search_weight_step: ('search_weight_step',),
     rows.search_arch_step: ('search_arch_step',),
     rows.quantized_step: ('quantized_step',),

@@ -111,18 +111,8 @@ def test_growth_is_drawn_and_tabled_from_its_points():
     ]
 
 
-def test_a_repeated_row_is_that_of_the_median_process(monkeypatch):
-    ratios = iter([0.7, 1.4, 0.6])
-    made = lambda *_: {'name': 'x', 'ratio': next(ratios), 'ours': 1.0}  # noqa: E731
-    monkeypatch.setattr(fresh, '_start', made)
-    row = fresh.repeat('x', processes=3, rounds=1)
-    assert row['ratio'] == 0.7 and row['processes'] == [0.6, 0.7, 1.4]
-    seconds = iter([3.0, 1.0, 2.0])
-    made = lambda *_: {'name': 'x', 'ratio': None, 'ours': next(seconds)}  # noqa: E731
-    monkeypatch.setattr(fresh, '_start', made)
-    assert fresh.repeat('x', processes=3, rounds=1)['ours'] == 2.0
-
-
-def test_a_process_that_fails_says_why():
-    with pytest.raises(RuntimeError, match="(?s)measuring process failed.*has no attribute 'walk'"):
-        fresh.repeat('walk', processes=1, rounds=1)
+def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
+    (tmp_path / 'jax.py').write_text("raise ImportError('broken here')")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    with pytest.raises(RuntimeError, match='(?s)measuring process failed.*broken here'):
+        fresh.measure(tmp_path)

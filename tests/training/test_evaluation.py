@@ -1,6 +1,7 @@
 """Scores worked by hand, intervals against scipy."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -70,6 +71,8 @@ def test_predictions_come_in_order_whatever_is_left_for_the_last_batch(clips):
     shapes = set()
 
     def predict(part):
+        if part[0, 0] == 0:
+            time.sleep(0.05)  # the batch that begins first does not end first
         shapes.add(part.shape)
         assert part.dtype == np.int16
         return part[:, :2] * np.float32(10)
@@ -77,3 +80,13 @@ def test_predictions_come_in_order_whatever_is_left_for_the_last_batch(clips):
     got = predict_all(predict, audio, batch=4)
     np.testing.assert_array_equal(got, audio[:, :2] * 10.0)
     assert shapes == {(4, 3)}  # one shape, so that one program serves all
+
+
+def test_what_fails_in_one_batch_is_raised():
+    def predict(part):
+        if part[0, 0] == 8:
+            raise FloatingPointError('the third batch')
+        return part
+
+    with pytest.raises(FloatingPointError, match='the third batch'):
+        predict_all(predict, np.arange(12, dtype=np.int16)[:, None], batch=4)
