@@ -10,6 +10,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+def environment_of_programs() -> dict:
+    """Variables under which programs of the repository run on one CPU device."""
+    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+
+
 def start(command, *, cache=None, **environment) -> subprocess.Popen:
     """Starts `python *command` from the repository's root, on one CPU device unless told otherwise.
 
@@ -18,7 +23,7 @@ def start(command, *, cache=None, **environment) -> subprocess.Popen:
       cache: folder of compiled programs, so that a restart takes less time.
       **environment: variables to add.
     """
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+    env = environment_of_programs()
     if cache is not None:
         env['JAX_COMPILATION_CACHE_DIR'] = str(cache)
         env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
