@@ -7,6 +7,8 @@ Formats:
   packed  model.kws alone: weights at their own bits, as kws_jax/deploy/packed.py describes
   onnx    model.onnx for onnxruntime and others: a float model as it is, a quantized one with its
           codes between QuantizeLinear and DequantizeLinear, weights in 4 or 8 bits
+  litert  model.tflite for LiteRT and LiteRT for Microcontrollers: a float model as it is, a
+          quantized one in int8
 """
 
 import json
@@ -21,7 +23,7 @@ from absl import app, flags, logging  # noqa: E402
 _MODEL = flags.DEFINE_string(
     'model', None, 'Name of a released model, or a folder that holds one.', required=True
 )
-_FORMAT = flags.DEFINE_enum('format', 'c', ['c', 'packed', 'onnx'], 'What to write.')
+_FORMAT = flags.DEFINE_enum('format', 'c', ['c', 'packed', 'onnx', 'litert'], 'What to write.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write to.', required=True)
 _POINTS = flags.DEFINE_string(
     'operating_points', None, 'JSON of launch/evaluate_stream.py, for the manifest of c.'
@@ -36,31 +38,35 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags begin with --')
     from kws_jax import config, deploy, zoo
-    from kws_jax.deploy import export_c, export_onnx, firmware, packed, table
+    from kws_jax.deploy import export_c, export_litert, export_onnx, firmware, packed, table
 
     try:
         for path in _IMPORT.value:
             config.import_file(path)
         model = zoo.load(_MODEL.value)
         out = pathlib.Path(_OUT.value)
-        if _FORMAT.value == 'onnx' and model.quant is None:
+        other = {'onnx': export_onnx, 'litert': export_litert}.get(_FORMAT.value)
+        path = out / {'onnx': 'model.onnx', 'litert': 'model.tflite'}.get(
+            _FORMAT.value, 'model.kws'
+        )
+        if other and model.quant is None:
+            content = other.from_float(model)
             out.mkdir(parents=True, exist_ok=True)
-            exported = export_onnx.from_float(model)
-            (out / 'model.onnx').write_bytes(exported.SerializeToString())
+            path.write_bytes(content)
             print(f'written to {out}')
             return
         network = deploy.from_model(model)
         if _FORMAT.value == 'c':
             points = json.loads(pathlib.Path(_POINTS.value).read_text()) if _POINTS.value else None
             export_c.write(network, out, costs=model.costs(), facts=model.card, points=points)
-        elif _FORMAT.value == 'onnx':
-            out.mkdir(parents=True, exist_ok=True)
-            exported = export_onnx.from_network(network)
-            (out / 'model.onnx').write_bytes(exported.SerializeToString())
-            print(_containers(network, export_onnx.stored_bits(network)))
         else:
+            content = (
+                other.from_network(network) if other else packed.pack(network, {'card': model.card})
+            )
             out.mkdir(parents=True, exist_ok=True)
-            (out / 'model.kws').write_bytes(packed.pack(network, {'card': model.card}))
+            path.write_bytes(content)
+            if other:
+                print(_containers(network, other.stored_bits(network)))
     except (OSError, ValueError) as error:
         raise SystemExit(f'export: {error}') from None
     except ImportError as error:

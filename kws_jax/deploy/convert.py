@@ -109,11 +109,11 @@ def _off_ties(rescale, whole, fraction, low, high) -> np.ndarray:
     return moved
 
 
-def _folded(params, state) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and offset of a batch norm in evaluation, float64."""
+def folded(params, state) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and offset of a batch norm in evaluation, float64; `params` may have no scale."""
     mean, var = (np.asarray(state[k], np.float64) for k in ('mean', 'var'))
     factor = 1.0 / np.sqrt(var + BN_EPSILON)
-    if not params:
+    if 'scale' not in params:
         return factor, -mean * factor
     factor = factor * np.asarray(params['scale'], np.float64)
     return factor, np.asarray(params['bias'], np.float64) - mean * factor
@@ -122,7 +122,7 @@ def _folded(params, state) -> tuple[np.ndarray, np.ndarray]:
 def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_step=None):
     """One convolution; returns it and the step of its output."""
     codes, w_step = sites.weights(name, params['w'])
-    factor, offset = _folded({k: params[k] for k in ('scale', 'bias')}, state)
+    factor, offset = folded(params, state)
     codes = codes * np.where(factor < 0, -1, 1)  # multipliers are positive, weights take both signs
     out_step, top = sites.step(name, 'activation'), sites.top(name)
     rescale = Multipliers.nearest(np.abs(factor) * w_step * x_step / out_step)
@@ -156,17 +156,27 @@ def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_
     return layer, out_step
 
 
-def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
+def front_end_settings(model: Model, form: str) -> tuple[frontends.FrontEnd, dict]:
+    """The front end of a model and its settings, if it is a filter bank on samples.
+
+    Raises:
+      ValueError: it has no `form`, which the message names.
+    """
     front_end = model.make_front_end()
     if front_end.taps is None:
         raise ValueError(
-            f'frontend: the fixed features {front_end.name} have no integer form here; train with '
+            f'frontend: the fixed features {front_end.name} have no {form} form here; train with '
             "front_end.name 'sinc' or 'conv'"
         )
     options = {key: value for key, value in model.front_end.items() if key != 'normalize'}
     spec = frontends.settings(**options)
     if spec['hops'] != 1:
-        raise ValueError(f'frontend: hops={spec["hops"]} has no integer form; train with hops=1')
+        raise ValueError(f'frontend: hops={spec["hops"]} has no {form} form; train with hops=1')
+    return front_end, spec
+
+
+def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
+    front_end, spec = front_end_settings(model, 'integer')
     taps = np.asarray(front_end.taps(model.params['frontend']), np.float32)
     peak = np.maximum(np.abs(taps).max(axis=0), 1e-8)
     codes, w_step = sites.weights('frontend', taps / peak)
@@ -193,7 +203,7 @@ def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
     filters = codes.shape[1] // (1 + pairs)
     factor, offset = np.ones(filters), np.zeros(filters)
     if front_end.normalize:
-        factor, offset = _folded({}, model.averages['image'])
+        factor, offset = folded({}, model.averages['image'])
     out_step = sites.step('frontend', 'activation')
     unit = math.log(2.0) / 2.0**LOG_FRACTION if log else 1.0 / 2.0**fraction
     whole_factor, factor_fraction = _fixed_point(factor * unit / out_step, 16, 46)

@@ -12,10 +12,9 @@ import math
 
 import numpy as np
 
+from kws_jax.deploy.convert import folded, front_end_settings
 from kws_jax.deploy.network import LOG_FRACTION, Layer, Network
-from kws_jax.frontends import settings
 from kws_jax.frontends.base import MAGNITUDE_FLOOR
-from kws_jax.layers.basic import BN_EPSILON
 from kws_jax.model import Model
 
 OPSET = 21
@@ -58,8 +57,8 @@ class _Graph:
     def clip(self, x: str, low: float, high: float) -> str:
         return self.node('Clip', x, self.real(low), self.real(high))
 
-    def model(self, name, logits: str, *, samples: int, classes: int, facts: dict):
-        """The whole as a checked ModelProto."""
+    def finish(self, name, logits: str, *, samples: int, classes: int, facts: dict) -> bytes:
+        """The whole, checked and serialized."""
         onnx, kinds = self.onnx, self.onnx.TensorProto
         self.nodes.append(onnx.helper.make_node('Identity', [logits], ['logits'], 'logits'))
         graph = onnx.helper.make_graph(
@@ -79,7 +78,7 @@ class _Graph:
             entry = model.metadata_props.add()
             entry.key, entry.value = key, str(value)
         onnx.checker.check_model(model, full_check=True)
-        return model
+        return model.SerializeToString()
 
 
 def _image(graph: _Graph, columns: str, spec: dict, filters: int, floor: float) -> str:
@@ -105,30 +104,18 @@ def _image(graph: _Graph, columns: str, spec: dict, filters: int, floor: float) 
     return graph.node('Unsqueeze', x, graph.constant(np.array([1], np.int64)))
 
 
-def _options(front_end: dict, taps) -> dict:
-    if taps is None:
-        raise ValueError(
-            f'frontend: the fixed features {front_end["name"]} have no ONNX form here; train with '
-            "front_end.name 'sinc' or 'conv'"
-        )
-    spec = settings(**{key: value for key, value in front_end.items() if key != 'normalize'})
-    if spec['hops'] != 1:
-        raise ValueError(f'frontend: hops={spec["hops"]} has no ONNX form; train with hops=1')
-    return spec
-
-
 def _pads(kernel) -> list[int]:
     return [k // 2 for k in kernel] * 2
 
 
-def from_float(model: Model):
+def from_float(model: Model) -> bytes:
     """A float model as ONNX, its batch norms folded into the convolutions.
 
     Args:
       model: float.
 
     Returns:
-      A ModelProto that onnx's checker has accepted.
+      The file's content, which onnx's checker has accepted.
 
     Raises:
       ValueError: the model is quantized, or its front end has no ONNX form.
@@ -136,21 +123,13 @@ def from_float(model: Model):
     """
     if model.quant is not None:
         raise ValueError('the model is quantized; export it as onnx with its codes (from_network)')
-    functions = model.make_front_end()
-    spec, space = _options(model.front_end, functions.taps), model.architecture.space
+    functions, spec = front_end_settings(model, 'ONNX')
+    space = model.architecture.space
     params, averages, graph = model.params, model.averages, _Graph()
-
-    def norm(part, state):
-        factor = 1.0 / np.sqrt(np.asarray(state['var'], np.float64) + BN_EPSILON)
-        offset = -np.asarray(state['mean'], np.float64) * factor
-        if 'scale' in part:
-            scale = np.asarray(part['scale'], np.float64)
-            factor, offset = factor * scale, offset * scale + np.asarray(part['bias'], np.float64)
-        return factor, offset
 
     def conv(x, w, part, state, *, stride=(1, 1), groups=1):
         """`w` is `[out, in / groups, kh, kw]`."""
-        factor, offset = norm(part, state)
+        factor, offset = folded(part, state)
         w = np.asarray(w, np.float64) * factor[:, None, None, None]
         return graph.node(
             'Conv',
@@ -176,7 +155,7 @@ def from_float(model: Model):
     filters = functions.image_shape[1]
     x = _image(graph, x, spec, filters, MAGNITUDE_FLOOR)
     if functions.normalize:
-        factor, offset = norm({}, averages['image'])
+        factor, offset = folded({}, averages['image'])
         x = graph.node('Add', graph.node('Mul', x, graph.real(factor)), graph.real(offset))
     w = np.transpose(np.asarray(params['stem']['w']), (3, 2, 0, 1))
     x = graph.clip(conv(x, w, params['stem'], averages['stem'], stride=space.stem.stride), 0, 6)
@@ -195,7 +174,7 @@ def from_float(model: Model):
     x = graph.node('Flatten', graph.node('GlobalAveragePool', x))
     w, b = (np.asarray(params['classifier'][key]) for key in 'wb')
     logits = graph.node('Gemm', x, graph.real(w), graph.real(b))
-    return graph.model(
+    return graph.finish(
         'float',
         logits,
         samples=spec['samples'],
@@ -204,14 +183,14 @@ def from_float(model: Model):
     )
 
 
-def from_network(network: Network):
+def from_network(network: Network) -> bytes:
     """A quantized model's integer network as ONNX with Q and DQ nodes.
 
     Args:
       network: from `deploy.from_model`.
 
     Returns:
-      A ModelProto that onnx's checker has accepted. As it is written, its logits times
+      The file's content, which onnx's checker has accepted. As it is written, its logits times
       `1 / logit_step` are those of the integer network, but where float32 rounds a response of the
       front end to another code. onnxruntime computes it so with the session option
       `session.disable_quant_qdq`; by default it takes integer kernels of its own, which round the
@@ -294,7 +273,7 @@ def from_network(network: Network):
     w = weights(last.weights, np.ones(last.weights.shape[1]), last.bits, axis=1)
     x = graph.node('Add', graph.node('MatMul', x, w), graph.real(last.offset))
     logits = graph.node('Mul', x, graph.real(network.logit_step))
-    return graph.model(
+    return graph.finish(
         'integers',
         logits,
         samples=network.samples,

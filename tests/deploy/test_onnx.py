@@ -18,7 +18,7 @@ def run(model, audio, *, exact=False):
     if exact:
         options.add_session_config_entry('session.disable_quant_qdq', '1')
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+        model, options, providers=['CPUExecutionProvider']
     )
     return session.run(['logits'], {'samples': audio})[0]
 
@@ -63,7 +63,7 @@ def test_weights_of_few_bits_are_stored_in_four():
     by_bits = {}
     for bits in (4, 8):
         network = deploy.from_model(integer_models.make(weight=bits))
-        by_bits[bits] = len(export_onnx.from_network(network).SerializeToString())
+        by_bits[bits] = len(export_onnx.from_network(network))
         assert set(export_onnx.stored_bits(network).values()) == {bits}
     weights = network.front_end.taps.size + sum(la.weights.size for la in network.layers().values())
     assert by_bits[8] - by_bits[4] == pytest.approx(weights / 2, abs=64)

@@ -1,0 +1,63 @@
+"""LiteRT exports run by ai-edge-litert: the float network as it is, the integer one in int8."""
+
+import integer_models
+import numpy as np
+import pytest
+
+from kws_jax import deploy
+from kws_jax.deploy import export_litert
+
+interpreter = pytest.importorskip('ai_edge_litert.interpreter', reason='pip install ai-edge-litert')
+
+
+def run(content, audio):
+    """Logits of all clips at once."""
+    made = interpreter.Interpreter(model_content=content)
+    (given,), (found,) = made.get_input_details(), made.get_output_details()
+    assert given['dtype'] == np.int16 and list(given['shape']) == [1, 16000]
+    made.resize_tensor_input(given['index'], audio.shape)
+    made.allocate_tensors()
+    made.set_tensor(given['index'], audio)
+    made.invoke()
+    return made.get_tensor(found['index'])
+
+
+@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
+def test_a_float_model_gives_its_own_logits(front_end):
+    made, audio = integer_models.make(front_end), integer_models.clips()
+    model = type(made)(made.front_end, made.architecture, made.labels, made.params, made.averages)
+    expected = np.asarray(model.predictor()(audio))
+    found = run(export_litert.from_float(model), audio)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
+@pytest.mark.parametrize(('weight', 'activation'), [(1, 2), (3, 4), (8, 8)])
+def test_a_quantized_model_gives_nearly_the_logits_of_its_integers(front_end, weight, activation):
+    model = integer_models.make(front_end, weight=weight, activation=activation)
+    network, audio = deploy.from_model(model), integer_models.clips(30)
+    expected = deploy.run(network, audio) * network.logit_step
+    found = run(export_litert.from_network(network), audio)
+    # few levels turn a sum that is rounded otherwise into another code, and that is heard
+    least = {2: 0.85, 4: 0.97, 8: 0.999}[activation]
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] >= least
+    if activation == 8:
+        assert np.abs(found - expected).max() <= 0.08 * np.abs(expected).max()
+
+
+def test_weights_have_a_byte_each_and_the_file_says_what_it_holds():
+    network = deploy.from_model(integer_models.make(weight=2, activation=4))
+    content = export_litert.from_network(network)
+    assert content[4:8] == b'TFL3'
+    weights = [layer.weights for name, layer in network.layers().items() if name != 'classifier']
+    least = network.front_end.taps.size + sum(w.size for w in weights)
+    assert least <= len(content) <= least + 40_000
+    stored = export_litert.stored_bits(network)
+    assert stored['frontend'] == 8 and stored['classifier'] == 32
+    assert {bits for name, bits in stored.items() if name != 'classifier'} == {8}
+
+
+def test_what_has_no_form_is_named():
+    quantized = integer_models.make()
+    with pytest.raises(ValueError, match='the model is quantized'):
+        export_litert.from_float(quantized)
