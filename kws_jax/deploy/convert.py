@@ -21,7 +21,13 @@ from kws_jax.deploy.network import (
 from kws_jax.frontends.base import MAGNITUDE_FLOOR
 from kws_jax.layers.basic import BN_EPSILON
 from kws_jax.model import Model
-from kws_jax.quantizers.forms import MAX_BITS, is_signed
+from kws_jax.quantizers.forms import (
+    MAX_BITS,
+    has_four_levels,
+    is_signed,
+    round_weight,
+    weight_step,
+)
 from kws_jax.quantizers.rounding import largest_code
 
 FRACTION = 24  # most bits behind the point of an offset
@@ -53,10 +59,11 @@ class _Sites:
             raise ValueError(f'{name}: {bits} bits; integer networks have at most {MAX_BITS}')
         return bits
 
-    def step(self, name: str, kind: str, x=None) -> float:
-        own = self.model.quant['params'][name][kind]
-        signed = is_signed(name, kind)
-        return float(self.form.step(own, x, bits=self.bits(name, kind), signed=signed))
+    def step(self, name: str) -> float:
+        """Of an activation."""
+        own, bits = self.model.quant['params'][name]['activation'], self.bits(name, 'activation')
+        signed = is_signed(name, 'activation')
+        return float(self.form.step(own, None, bits=bits, signed=signed))
 
     def top(self, name: str) -> int:
         bits = self.bits(name, 'activation')
@@ -64,16 +71,16 @@ class _Sites:
             raise ValueError(f'{name}: a signed activation of 1 bit has no integer form; use 2')
         return int(largest_code(bits, is_signed(name, 'activation')))
 
-    def weights(self, name: str, w) -> tuple[np.ndarray, float]:
-        """Codes of weights, int64, and their step."""
+    def weights(self, name: str, w) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of weights, int64, and their step: of every output channel, or one."""
         w = np.asarray(w, np.float32)
         own, bits = self.model.quant['params'][name]['weight'], self.bits(name, 'weight')
-        step = self.step(name, 'weight', w)
-        rounded = np.asarray(self.form.apply(own, w, bits=bits, signed=True), np.float64)
+        step = np.asarray(weight_step(self.form, own, name, w, bits), np.float64)
+        rounded = np.asarray(round_weight(self.form, own, name, w, bits), np.float64)
         codes = np.round(rounded / step).astype(np.int64)
-        if not np.allclose(codes * step, rounded, rtol=1e-4, atol=1e-6 * step):
+        if not np.allclose(codes * step, rounded, rtol=1e-4, atol=1e-6 * step.max()):
             raise ValueError(f'{name}: weights are not whole multiples of their step {step}')
-        return codes, step
+        return codes, step.ravel()
 
 
 def _fixed_point(values, bits: int, most: int) -> tuple[np.ndarray, int]:
@@ -124,7 +131,7 @@ def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_
     codes, w_step = sites.weights(name, params['w'])
     factor, offset = folded(params, state)
     codes = codes * np.where(factor < 0, -1, 1)  # multipliers are positive, weights take both signs
-    out_step, top = sites.step(name, 'activation'), sites.top(name)
+    out_step, top = sites.step(name), sites.top(name)
     rescale = Multipliers.nearest(np.abs(factor) * w_step * x_step / out_step)
     low, high = -top, top
     if not is_signed(name, 'activation'):
@@ -152,6 +159,7 @@ def _layer(sites, name, kind, params, state, *, x_step, stride=(1, 1), residual_
         low=low,
         high=high,
         out_bits=sites.bits(name, 'activation'),
+        odd=has_four_levels(sites.form, name, sites.bits(name, 'weight')),
     )
     return layer, out_step
 
@@ -178,16 +186,15 @@ def front_end_settings(model: Model, form: str) -> tuple[frontends.FrontEnd, dic
 def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
     front_end, spec = front_end_settings(model, 'integer')
     taps = np.asarray(front_end.taps(model.params['frontend']), np.float32)
-    peak = np.maximum(np.abs(taps).max(axis=0), 1e-8)
-    codes, w_step = sites.weights('frontend', taps / peak)
+    codes, w_step = sites.weights('frontend', taps)
     gains = np.ones(taps.shape[1])
     if front_end.gains is not None:
         gains = np.asarray(front_end.gains(model.params['frontend']), np.float64)
     # what the multiplier makes of samples is the step from here on
-    per_sample = 1.0 / (32768.0 * sites.step('input', 'activation'))
+    per_sample = 1.0 / (32768.0 * sites.step('input'))
     given = Multipliers.nearest([per_sample], WIDE_BITS)
     x_step = 1.0 / (32768.0 * float(given.values()[0]))
-    scale = x_step * w_step * peak.astype(np.float64) * gains
+    scale = x_step * w_step * gains
     log, pairs = spec['compression'].startswith('log'), bool(spec['quadrature'])
     gain = {'log': spec['log_gain'], 'log_plain': 1.0}.get(spec['compression'], 1.0)
     scale = scale * gain
@@ -204,7 +211,7 @@ def _front_end(model: Model, sites: _Sites) -> tuple[FrontEnd, float, int]:
     factor, offset = np.ones(filters), np.zeros(filters)
     if front_end.normalize:
         factor, offset = folded({}, model.averages['image'])
-    out_step = sites.step('frontend', 'activation')
+    out_step = sites.step('frontend')
     unit = math.log(2.0) / 2.0**LOG_FRACTION if log else 1.0 / 2.0**fraction
     whole_factor, factor_fraction = _fixed_point(factor * unit / out_step, 16, 46)
     whole_offset, offset_fraction = _fixed_point(
@@ -298,7 +305,7 @@ def from_model(model: Model) -> Network:
         blocks.append(Block(expand, depthwise, project))
     head, step = _layer(sites, 'head', 'pointwise', params['head'], averages['head'], x_step=step)
     codes, w_step = sites.weights('classifier', params['classifier']['w'])
-    logit_step = w_step * step / math.prod(space.final_shape)
+    logit_step = float(w_step[0]) * step / math.prod(space.final_shape)
     bias = np.round(np.asarray(params['classifier']['b'], np.float64) / logit_step)
     classifier = Layer(
         name='classifier',
@@ -313,6 +320,7 @@ def from_model(model: Model) -> Network:
         low=0,
         high=0,
         out_bits=32,
+        odd=has_four_levels(sites.form, 'classifier', sites.bits('classifier', 'weight')),
     )
     return Network(
         front_end=front_end,
@@ -322,7 +330,7 @@ def from_model(model: Model) -> Network:
         classifier=classifier,
         samples=samples,
         labels=tuple(model.labels),
-        logit_step=float(logit_step),
+        logit_step=logit_step,
     )
 
 
@@ -342,11 +350,11 @@ def snap(model: Model) -> Model:
         return model
     params = jax.tree.map(lambda v: v, model.params)  # new dicts, the same leaves
     layers = network.layers()
-    x_step = sites.step('frontend', 'activation')
+    x_step = sites.step('frontend')
 
     def write(part, state, name, x_step):
-        layer, out_step = layers[name], sites.step(name, 'activation')
-        w_step = sites.step(name, 'weight', np.asarray(part['w'], np.float32))
+        layer, out_step = layers[name], sites.step(name)
+        _, w_step = sites.weights(name, part['w'])
         sign = np.where(np.asarray(part['scale']) < 0, -1.0, 1.0)
         factor = sign * layer.rescale.values() * out_step / (w_step * x_step)
         offset = layer.offset / 2.0**layer.fraction * out_step
@@ -369,7 +377,7 @@ def snap(model: Model) -> Model:
     front_end = network.front_end
     if model.make_front_end().normalize:
         unit = math.log(2.0) / 2.0**LOG_FRACTION if front_end.log else 2.0**-front_end.fraction
-        out_step = sites.step('frontend', 'activation')
+        out_step = sites.step('frontend')
         factor = front_end.factor / 2.0**front_end.factor_fraction * out_step / unit
         offset = front_end.offset / 2.0**front_end.offset_fraction * out_step
         averages['image'] = {

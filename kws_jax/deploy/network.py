@@ -109,6 +109,7 @@ class Layer:
       residual: wide multiplier (one) of the block's input, added before rounding; None without.
       low, high: bounds of the output code.
       out_bits: bits of an output code.
+      odd: whether the weights, of two bits, are -3, -1, 1 and 3.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Layer:
     low: int
     high: int
     out_bits: int
+    odd: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 All numbers are little-endian. `H` is 16 bits, `I` 32 bits, unsigned.
 
     0   4s  b'KWSI'
-    4   H   version, 1
+    4   H   version, 2
     6   H   flags: 1 pairs, 2 log, 4 symmetric; bits 3-4 magnitude: 0 abs, 1 relu, 2 plain
     8   I   bytes of the file
     12  I   CRC-32 of everything behind it
@@ -27,7 +27,8 @@ A layer:
     8   h   lowest output code
     10  h   highest output code
     12  B   1 if the block's input is added
-    13  3B  0
+    13  B   1 if two bits are an odd code, see weights
+    14  2B  0
 
 Then the JSON text, spaces up to a multiple of 4, and the stream. In the stream a number of n bits
 has its lowest bit first, bytes are filled from their lowest bit. It holds, without gaps, the front
@@ -39,7 +40,8 @@ end and every layer in order, each as a word of 32 bits, constants, weights:
     residual    32 bits where the block's input is added: its wide multiplier
     layer       16 bits a channel: multiplier; then 16 bits a channel: offset
     classifier  32 bits a class: bias
-    weights     two's complement of their bits; of 1 bit: 0 for -1, 1 for +1. Taps column by
+    weights     two's complement of their bits; odd codes, as those of 1 bit are: u for
+                2 u - 2^bits + 1, so that 1 bit is -1 or 1, 2 are -3, -1, 1 or 3. Taps column by
                 column, half of them where symmetric; a stem and a depthwise layer tap by tap,
                 channels inside; pointwise layers and the classifier output by output, inputs
                 inside
@@ -59,8 +61,8 @@ import numpy as np
 
 from kws_jax.deploy.network import Block, FrontEnd, Layer, Multipliers, Network
 
-MAGIC, VERSION = b'KWSI', 1
-_HEAD, _LAYER = struct.Struct('<4sHHIIII6H4B2BHI'), struct.Struct('<H2B2BBBhhB3x')
+MAGIC, VERSION = b'KWSI', 2
+_HEAD, _LAYER = struct.Struct('<4sHHIIII6H4B2BHI'), struct.Struct('<H2B2BBBhhBB2x')
 _MAGNITUDES = ('abs', 'relu', 'plain')
 
 
@@ -70,8 +72,10 @@ def _bits_of(values: np.ndarray, width: int) -> np.ndarray:
     return ((values[:, None] >> np.arange(width)) & 1).astype(np.uint8).ravel()
 
 
-def _weight_bits(codes: np.ndarray, width: int) -> np.ndarray:
-    return _bits_of(codes > 0 if width == 1 else codes, width)
+def _weight_bits(codes: np.ndarray, width: int, odd: bool = False) -> np.ndarray:
+    if odd or width == 1:
+        codes = (codes.astype(np.int64) + (1 << width) - 1) // 2
+    return _bits_of(codes, width)
 
 
 def _word(base: int, fraction: int) -> np.ndarray:
@@ -120,13 +124,13 @@ def stream(network: Network) -> bytes:
                 _bits_of(layer.rescale.encode(), 16),
                 _bits_of(layer.offset, 16),
             ]
-        parts.append(_weight_bits(_order(layer), layer.bits))
+        parts.append(_weight_bits(_order(layer), layer.bits, layer.odd))
     return np.packbits(np.concatenate(parts), bitorder='little').tobytes()
 
 
 def _layer_header(layer: Layer | None) -> bytes:
     if layer is None:
-        return _LAYER.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return bytes(_LAYER.size)
     kernel = layer.weights.shape[:2] if layer.weights.ndim == 3 else (1, 1)
     out_bits = 0 if layer.kind == 'classifier' else layer.out_bits
     return _LAYER.pack(
@@ -138,6 +142,7 @@ def _layer_header(layer: Layer | None) -> bytes:
         layer.low,
         layer.high,
         layer.residual is not None,
+        layer.odd,
     )
 
 
@@ -216,10 +221,10 @@ class _Reader:
         values = self.take(count, width)
         return values - (values >> (width - 1) << width)
 
-    def weights(self, count: int, width: int) -> np.ndarray:
+    def weights(self, count: int, width: int, odd: bool = False) -> np.ndarray:
         """Codes of weights."""
-        if width == 1:
-            return 2 * self.take(count, 1) - 1
+        if odd or width == 1:
+            return 2 * self.take(count, width) - (1 << width) + 1
         return self.signed(count, width)
 
     def word(self) -> tuple[int, int]:
@@ -296,7 +301,7 @@ def unpack(content: bytes) -> tuple[Network, dict]:
     def layer(index: int, kind: str, channels: int) -> Layer | None:
         name = about['layers'][index]
         values = _LAYER.unpack_from(content, _HEAD.size + index * _LAYER.size)
-        out, kh, kw, sh, sw, bits, out_bits, low, high, residual = values
+        out, kh, kw, sh, sw, bits, out_bits, low, high, residual, odd = values
         if bits == 0:
             return None
         base, fraction = reader.word()
@@ -307,9 +312,9 @@ def unpack(content: bytes) -> tuple[Network, dict]:
             rescale = Multipliers.decode(reader.take(out, 16), base)
             offset = reader.signed(out, 16).astype(np.int16)
         if kind in ('stem', 'depthwise'):
-            weights = reader.weights(kh * kw * out, bits).reshape(kh, kw, out)
+            weights = reader.weights(kh * kw * out, bits, odd).reshape(kh, kw, out)
         else:
-            weights = reader.weights(channels * out, bits).reshape(out, channels).T
+            weights = reader.weights(channels * out, bits, odd).reshape(out, channels).T
         return Layer(
             name=name,
             kind=kind,
@@ -323,6 +328,7 @@ def unpack(content: bytes) -> tuple[Network, dict]:
             low=low,
             high=high,
             out_bits=32 if kind == 'classifier' else out_bits,
+            odd=bool(odd),
         )
 
     stem = layer(0, 'stem', 1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.quantizers.forms import Form, is_signed
+from kws_jax.quantizers.forms import Form, is_signed, weight_scale
 
 SAMPLE = 4096
 
@@ -20,19 +20,18 @@ def collect(run: Callable, *inputs) -> dict[tuple[str, str], np.ndarray]:
       *inputs: weights, averages and clips.
 
     Returns:
-      For each (name, kind) at least 4,096 values (or all), taken evenly and from every channel, the
-      extremes among them. Front-end filters are scaled to largest magnitude 1 each, as they are
-      when quantized.
+      For each (name, kind) a weight as it is, or at least 4,096 values of an activation (or all),
+      taken evenly and from every channel, the extremes among them.
     """
 
     def traced(*inputs):
         seen = {}
 
         def quant(name, kind, x):
-            value = x
-            if name == 'frontend' and kind == 'weight':
-                value = x / jnp.maximum(jnp.max(jnp.abs(x), axis=0, keepdims=True), 1e-8)
-            flat = value.reshape(-1)
+            if kind == 'weight':
+                seen[f'{name}/{kind}'] = x
+                return x
+            flat = x.reshape(-1)
             every = max(1, flat.shape[0] // SAMPLE)
             # a stride that shares a factor with the channels would never see some of them
             while math.gcd(every, x.shape[-1]) > 1:
@@ -61,6 +60,8 @@ def init_quant_params(form: Form, samples: dict[tuple[str, str], np.ndarray], bi
     """
     params = {}
     for (name, kind), sample in samples.items():
+        if kind == 'weight':
+            sample = sample / weight_scale(form, name, sample)
         params.setdefault(name, {})[kind] = form.init(
             sample, bits=bits[name][kind], signed=is_signed(name, kind), is_weight=kind == 'weight'
         )

@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.quantizers.rounding import binarize, largest_code, quantize, round_through
+from kws_jax.quantizers.rounding import (
+    binarize,
+    largest_code,
+    quantize,
+    quantize_odd,
+    round_through,
+)
 
 MAX_BITS = 8
 
@@ -39,6 +45,10 @@ class Form(NamedTuple):
       step: `step(params, x, *, bits, signed) -> scalar`: rounded values are whole multiples of it,
         once the width is fixed. None if they are multiples of nothing; such a form trains, and
         cannot be exported to integers.
+      per_channel: whether weights are rounded in units of the root mean square of their output
+        channel, which costs nothing: each channel is multiplied by a number of its own anyway.
+      four_levels: whether 2-bit weights are ±step and ±step / 3; else ±step and 0. The zero costs
+        one of four levels (as in ParetoQ, Liu et al. 2025).
     """
 
     name: str
@@ -48,6 +58,8 @@ class Form(NamedTuple):
     project: Callable
     fix: Callable
     step: Callable | None = None
+    per_channel: bool = False
+    four_levels: bool = False
 
 
 def best_range(sample: np.ndarray, *, bits: float, signed: bool) -> float:
@@ -176,6 +188,8 @@ FORMS = {
         _step_range_project,
         _step_range_fix,
         _step_range_step,
+        per_channel=True,
+        four_levels=True,
     ),
     'range_bits': Form(
         'range_bits',
@@ -215,6 +229,49 @@ def is_signed(name: str, kind: str) -> bool:
     return kind == 'weight' or name in ('input', 'frontend') or name.endswith('.project')
 
 
+def weight_scale(form: Form, name: str, w):
+    """What a weight is divided by before it is rounded, `[..., out]` or 1.
+
+    Front-end filters are brought to largest magnitude 1 each, other output channels to root mean
+    square 1 if the form is `per_channel`. Classes share a step: their logits are compared.
+
+    >>> w = jnp.array([[3.0, 0.0], [4.0, 2.0]])
+    >>> print(weight_scale(get_form('step_range'), 'head', w))
+    [[3.5355341 1.4142137]]
+    >>> weight_scale(get_form('range_bits'), 'head', w)
+    1.0
+    """
+    if name == 'frontend':
+        return jnp.maximum(jnp.max(jnp.abs(w), axis=0, keepdims=True), 1e-8)
+    if not form.per_channel or name == 'classifier':
+        return 1.0
+    inputs = tuple(range(w.ndim - 1))
+    size = jnp.sqrt(jnp.mean(jnp.square(w), axis=inputs, keepdims=True))
+    return jax.lax.stop_gradient(jnp.maximum(size, 1e-8))
+
+
+def weight_step(form: Form, own: dict, name: str, w, bits: int):
+    """Rounded weights at a whole width are whole multiples of this: `[..., out]` or a scalar."""
+    scale = weight_scale(form, name, w)
+    step = form.step(own, w / scale, bits=bits, signed=True)
+    return (step / 3 if has_four_levels(form, name, bits) else step) * scale
+
+
+def has_four_levels(form: Form, name: str, bits: int) -> bool:
+    """Whether a weight takes ±1 and ±3 times `weight_step`, and no zero."""
+    return form.four_levels and name != 'frontend' and bits == 2
+
+
+def round_weight(form: Form, own: dict, name: str, w, bits: int | None):
+    """A weight rounded, as `apply_quantizers` does it; arguments as `weight_step`."""
+    scale = weight_scale(form, name, w)
+    rounded = form.apply(own, w / scale, bits=bits, signed=True)
+    if has_four_levels(form, name, 2) and bits != 1 and 'levels' in own:
+        four = quantize_odd(w / scale, jnp.exp2(own['log_step']) / 3)
+        rounded = jnp.where(own['levels'] == largest_code(2, True), four, rounded)
+    return rounded * scale
+
+
 def apply_quantizers(form: Form, quant_params: dict, bits: dict, name: str, kind: str, x):
     """Rounds one tensor of a network: what `network.apply` calls as `quant(name, kind, x)`.
 
@@ -223,17 +280,12 @@ def apply_quantizers(form: Form, quant_params: dict, bits: dict, name: str, kind
       quant_params: `{layer: {'weight': {...}, 'activation': {...}}}`.
       bits: `{layer: {'weight': int | None, 'activation': int | None}}`, static; None is learned.
       name, kind: which tensor.
-      x: its value. Front-end filters `[kernel, filters]` are brought to largest magnitude 1 per
-        filter first (each output channel stores a multiplier anyway).
+      x: its value.
     """
-    own = quant_params[name][kind]
-    rounded = functools.partial(
-        form.apply, own, bits=bits[name][kind], signed=is_signed(name, kind)
-    )
-    if name == 'frontend' and kind == 'weight':
-        peak = jnp.maximum(jnp.max(jnp.abs(x), axis=0, keepdims=True), 1e-8)
-        return rounded(x / peak) * peak
-    return rounded(x)
+    own, width = quant_params[name][kind], bits[name][kind]
+    if kind == 'weight':
+        return round_weight(form, own, name, x, width)
+    return form.apply(own, x, bits=width, signed=is_signed(name, kind))
 
 
 def make_quant(form: Form, quant_params: dict, bits: dict) -> Callable:

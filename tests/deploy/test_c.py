@@ -198,7 +198,7 @@ def test_every_cut_of_a_model_is_refused(tmp_path):
     core, content = ctypes.create_string_buffer(1 << 14), packed.pack(network)
     for size in [*range(200), *range(200, len(content), 37)]:
         assert functions.kws_load(core, content[:size], size) < 0
-    assert functions.kws_load(core, b'KWSI\x02' + content[5:], len(content)) == -2
+    assert functions.kws_load(core, b'KWSI\x03' + content[5:], len(content)) == -2
 
 
 def test_sanitizers_and_valgrind_find_nothing(sanitized, tmp_path):

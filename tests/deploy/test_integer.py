@@ -211,7 +211,7 @@ def test_the_stream_is_as_long_as_the_costs_say_and_comes_back_whole(front_end, 
 def test_bits_lie_where_the_documentation_says():
     network = deploy.from_model(integer_models.make(weight=3))
     content = packed.pack(network)
-    assert content[:4] == b'KWSI' and int.from_bytes(content[4:6], 'little') == 1
+    assert content[:4] == b'KWSI' and int.from_bytes(content[4:6], 'little') == 2
     assert int.from_bytes(content[8:12], 'little') == len(content)
     text = int.from_bytes(content[16:20], 'little')
     start = 48 + 16 * (3 + 3 * 3)
@@ -228,7 +228,7 @@ def test_bits_lie_where_the_documentation_says():
     [
         (lambda c: b'RIFF' + c[4:], 'does not begin with KWSI'),
         (lambda c: c[:40], 'not a packed network'),
-        (lambda c: c[:4] + b'\x09' + c[5:], 'version 9; this code reads 1'),
+        (lambda c: c[:4] + b'\x09' + c[5:], 'version 9; this code reads 2'),
         (lambda c: c[:-1], 'damaged'),
         (lambda c: c[:-9] + bytes([c[-9] ^ 1]) + c[-8:], 'altered'),
     ],

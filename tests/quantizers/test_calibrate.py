@@ -24,16 +24,15 @@ def test_collected_values_hold_both_extremes_and_every_channel():
     assert SAMPLE <= len(values) <= 2 * SAMPLE + 2
 
 
-def test_small_tensors_are_collected_whole():
+def test_weights_are_collected_as_they_are():
     def run(quant, w):
         return quant('stem', 'weight', w)
 
     w = np.random.default_rng(0).normal(size=(3, 3, 1, 10)).astype(np.float32)
-    values = quantizers.collect(run, w)['stem', 'weight']
-    assert sorted(values) == sorted([*w.ravel(), w.min(), w.max()])
+    np.testing.assert_array_equal(quantizers.collect(run, w)['stem', 'weight'], w)
 
 
-def test_front_end_filters_are_collected_as_they_are_rounded_each_by_its_own_peak():
+def test_front_end_filters_are_rounded_each_by_its_own_peak():
     taps = jnp.array([[0.5, -20.0], [-1.0, 10.0], [0.25, 0.0]])
     seen = {}
 
@@ -41,7 +40,6 @@ def test_front_end_filters_are_collected_as_they_are_rounded_each_by_its_own_pea
         return quant('frontend', 'weight', taps)
 
     values = quantizers.collect(run, taps)['frontend', 'weight']
-    assert sorted(set(values.tolist())) == [-1, 0, 0.25, 0.5]
     form = FORMS['range_bits']
     params = quantizers.init_quant_params(
         form, {('frontend', 'weight'): values}, {'frontend': {'weight': 3}}

@@ -13,7 +13,7 @@ import small
 from kws_jax import costs, network, quantizers
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.model import quantized_taps
-from kws_jax.quantizers.forms import FORMS, MAX_BITS, best_range, is_signed
+from kws_jax.quantizers.forms import FORMS, MAX_BITS, best_range, is_signed, weight_step
 from kws_jax.quantizers.rounding import largest_code
 
 # what is rounded: (signed, is_weight)
@@ -328,8 +328,10 @@ def test_every_tensor_of_a_network_is_rounded_to_at_most_two_to_the_bits_levels(
     assert set(seen) == expected  # weights and activations, input samples and filters included
     for key, value in seen.items():
         value = np.asarray(value)
-        if key == 'frontend|weight':  # each filter has a multiplier of its own
-            levels = max(len(np.unique(column)) for column in value.T)
+        channels = value.reshape(-1, value.shape[-1]).T
+        per_channel = FORMS[name].per_channel and key != 'classifier|weight'
+        if key == 'frontend|weight' or (per_channel and key.endswith('|weight')):
+            levels = max(len(np.unique(channel)) for channel in channels)
         else:
             levels = len(np.unique(value))
         assert 1 < levels <= 2**bits, f'{key} has {levels} levels'
@@ -342,11 +344,46 @@ def test_weights_and_activations_may_have_different_widths():
     each = quantizers.uniform_bits(sizes['weight'], sizes['activation'], weight=2, activation=7)
     params = quantizers.fix_bits(form, quantizers.init_quant_params(form, samples(), each), each)
     seen = recorder('step_range', False)(params, small.tones(6)[0])
-    assert len(np.unique(seen['stem|weight'])) <= 4
+    stem = np.asarray(seen['stem|weight'])
+    assert max(len(np.unique(stem[..., i])) for i in range(stem.shape[-1])) <= 4
     assert 4 < len(np.unique(seen['input|activation'])) <= 128
     learned = {k: quantizers.learned_bits(form, params, k) for k in ('weight', 'activation')}
     assert set(map(float, learned['weight'].values())) == {2.0}
     assert set(map(float, learned['activation'].values())) == {7.0}
+
+
+@every_form
+def test_two_bits_of_a_weight_are_four_levels_only_where_the_form_says_so(name):
+    form = FORMS[name]
+    w = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32) * np.geomspace(1, 9, 6)
+    w = w.astype(np.float32)
+    for layer in ('head', 'frontend', 'classifier'):
+        params = quantizers.init_quant_params(form, {(layer, 'weight'): w}, {layer: {'weight': 2}})
+        params = quantizers.fix_bits(form, params, {layer: {'weight': 2}})
+        seen = np.asarray(
+            quantizers.make_quant(form, params, {layer: {'weight': 2}})(layer, 'weight', w)
+        )
+        step = np.broadcast_to(weight_step(form, params[layer]['weight'], layer, w, 2), w.shape)
+        codes = seen / step
+        np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
+        expected = {-3, -1, 1, 3} if form.four_levels and layer != 'frontend' else {-1, 0, 1}
+        assert set(np.round(codes).ravel()) == expected, layer
+
+
+def test_a_weight_is_rounded_alike_whatever_its_channels_are_scaled_by():
+    # as batch norm behind it undoes any factor of a channel, so does its step
+    form, bits = FORMS['step_range'], {'head': {'weight': 3}}
+    w = np.random.default_rng(6).normal(size=(30, 5)).astype(np.float32)
+    factors = np.array([[1, 2, 0.25, 8, 0.5]], np.float32)
+    params = quantizers.init_quant_params(form, {('head', 'weight'): w}, bits)
+    quant = quantizers.make_quant(form, quantizers.fix_bits(form, params, bits), bits)
+    np.testing.assert_allclose(
+        quant('head', 'weight', w * factors), quant('head', 'weight', w) * factors, rtol=1e-5
+    )
+    # its straight-through gradient is 1 inside of the range, and no factor of the channel enters
+    inside = np.asarray(jax.grad(lambda x: quant('head', 'weight', x).sum())(w * factors))
+    np.testing.assert_allclose(inside, np.round(inside), atol=1e-5)
+    assert set(np.round(inside).ravel()) == {0.0, 1.0} and inside.mean() > 0.5
 
 
 def test_the_logits_depend_on_every_tensor_that_is_rounded():

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from kws_jax.quantizers import rounding
-from kws_jax.quantizers.rounding import binarize, largest_code, quantize, round_through
+from kws_jax.quantizers.rounding import (
+    binarize,
+    largest_code,
+    quantize,
+    quantize_odd,
+    round_through,
+)
 
 POINTS = {  # as many in each, so that they share compiled code
     'inside': [0.1, 0.26, 0.74, 1.2, -0.1, -0.26, -0.74, -1.2],
@@ -147,6 +153,23 @@ def test_straight_through_functions_work_under_jit_and_vmap():
     alone = jax.jit(jax.grad(total, 1))
     single = [alone(x[i], steps[i]) for i in range(4)]
     np.testing.assert_allclose(rows, jnp.stack(single), rtol=1e-5, atol=1e-5)
+
+
+def test_odd_codes_are_the_nearest_of_four_and_learn_as_the_others_do():
+    # v = x / 0.5: inside (|v| <= 4) the gradient to the step is code - v, outside the code
+    x = jnp.array([0.0, 0.4, -0.4, 0.9, 1.1, -1.9, 2.1, -7.0])
+    codes = np.array([1, 1, -1, 1, 3, -3, 3, -3])
+    v = np.asarray(x) / 0.5
+    inside = np.array([1, 1, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_allclose(quantize_odd(x, jnp.float32(0.5)), codes * 0.5)
+    grids = 0.5 * np.array([-3.0, -1.0, 1.0, 3.0])
+    best = np.abs(np.asarray(x)[1:, None] - grids).argmin(axis=1)  # 0 lies between two
+    np.testing.assert_allclose(quantize_odd(x[1:], jnp.float32(0.5)), grids[best])
+    g = jnp.arange(1.0, 9.0)
+    _, pull = jax.vjp(quantize_odd, x, jnp.float32(0.5))
+    to_x, to_step = pull(g)
+    np.testing.assert_allclose(to_x, g * inside)
+    np.testing.assert_allclose(to_step, (g * np.where(inside, codes - v, codes)).sum(), rtol=1e-6)
 
 
 def test_largest_codes():

@@ -36,10 +36,11 @@ static int32_t take_signed(reader *r, unsigned width) {
   return ((int32_t)take(r, width) ^ sign) - sign;
 }
 
-static void take_weights(reader *r, unsigned width, int8_t *to, uint32_t count) {
+static void take_weights(reader *r, unsigned width, int odd, int8_t *to, uint32_t count) {
+  const int32_t lowest = 1 - ((int32_t)1 << width);
   uint32_t i;
-  if (width == 1u) {
-    for (i = 0; i < count; ++i) to[i] = take(r, 1u) ? 1 : -1;
+  if (odd || width == 1u) {
+    for (i = 0; i < count; ++i) to[i] = (int8_t)(2 * (int32_t)take(r, width) + lowest);
   } else {
     for (i = 0; i < count; ++i) to[i] = (int8_t)take_signed(r, width);
   }
@@ -213,10 +214,11 @@ static int read_layer_header(const uint8_t *p, kws_layer *l) {
   l->kh = p[2], l->kw = p[3], l->sh = p[4], l->sw = p[5];
   l->bits = p[6], l->out_bits = p[7];
   l->low = i16(p + 8), l->high = i16(p + 10);
-  l->residual = p[12];
+  l->residual = p[12], l->odd = p[13];
   if (l->bits == 0u) return KWS_OK;
   if (l->out == 0u || l->kh % 2u == 0u || l->kw % 2u == 0u || l->sh == 0u || l->sw == 0u) return KWS_BAD_FILE;
   if (l->bits > 8u || l->residual > 1u || l->low > l->high || l->low < -128) return KWS_BAD_FILE;
+  if (l->odd > 1u || (l->odd && l->bits != 2u)) return KWS_BAD_FILE;
   if (l->high > (l->low < 0 ? 127 : 255)) return KWS_BAD_FILE;
   return l->out > KWS_MAX_CHANNELS || l->kh > 31u || l->kw > 31u ? KWS_TOO_LARGE : KWS_OK;
 }
@@ -247,7 +249,7 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   int status;
   memset(k, 0, sizeof *k);
   if (size < 48u || memcmp(model, "KWSI", 4u) != 0) return KWS_BAD_FILE;
-  if (u16(model + 4) != 1u) return KWS_BAD_VERSION;
+  if (u16(model + 4) != 2u) return KWS_BAD_VERSION;
   if (u32(model + 8) != size || checksum(model + 16, size - 16u) != u32(model + 12)) return KWS_BAD_FILE;
   flags = u16(model + 6);
   k->pairs = flags & 1u, k->log = flags >> 1 & 1u, k->symmetric = flags >> 2 & 1u;
@@ -383,7 +385,7 @@ static void column_taps(const kws_core *k, uint32_t column, int8_t *taps) {
     index -= k->filters;
   }
   r = seek(k->stream, first + index * each * k->tap_bits);
-  take_weights(&r, k->tap_bits, taps, each);
+  take_weights(&r, k->tap_bits, 0, taps, each);
   if (!k->symmetric) return;
   if (second && k->kernel % 2u) taps[even] = k->tap_bits == 1u; /* one bit has no zero */
   for (i = 0; i < even; ++i) taps[k->kernel - 1u - i] = (int8_t)(second ? -taps[i] : taps[i]);
@@ -470,7 +472,7 @@ static void pointwise(const kws_core *k, const kws_layer *l, const int8_t *in, i
   uint32_t o, p;
   for (o = 0; o < l->out; ++o) {
     const channel c = channel_of(k, l, o);
-    take_weights(&r, l->bits, weights, l->in);
+    take_weights(&r, l->bits, l->odd, weights, l->in);
     for (p = 0; p < pixels; ++p) {
       const uint32_t at = p * l->out + o;
       int32_t more = 0;
@@ -513,7 +515,7 @@ static void stem(const kws_core *k, const kws_layer *l, int8_t *out, int32_t *su
     for (ky = 0; ky < l->kh; ++ky) {
       const int32_t from = (int32_t)(y * l->sh) + ky - l->kh / 2;
       for (kx = 0; kx < l->kw; ++kx) {
-        take_weights(&r, l->bits, taps, l->out);
+        take_weights(&r, l->bits, l->odd, taps, l->out);
         if (from < 0 || from >= l->in_h) continue;
         for (p = 0; p < l->w; ++p) {
           const int32_t at = (int32_t)(p * l->sw) + kx - l->kw / 2;
@@ -562,7 +564,7 @@ static void block(const kws_core *k, const kws_layer *expand, const int8_t *in, 
         int32_t end = depthwise->in_w - 1 + half - kx;
         end = end < 0 ? 0 : end / stride + 1;
         if (end > depthwise->w) end = depthwise->w;
-        take_weights(&r, depthwise->bits, taps, channels);
+        take_weights(&r, depthwise->bits, depthwise->odd, taps, channels);
         if (outside || first >= end) continue;
         add_tap(sums + (uint32_t)first * channels,
                 line + (uint32_t)(first * stride + kx - half) * channels, is_signed, taps, channels,
@@ -584,7 +586,7 @@ static void head(const kws_core *k, const kws_layer *l, const int8_t *in, int in
   for (o = 0; o < l->out; ++o) {
     const channel c = channel_of(k, l, o);
     int32_t sum = 0;
-    take_weights(&r, l->bits, weights, l->in);
+    take_weights(&r, l->bits, l->odd, weights, l->in);
     for (p = 0; p < pixels; ++p) {
       sum += (uint8_t)code_of(l, &c, dot(in + p * l->in, in_signed, weights, l->in), 0);
     }
@@ -596,7 +598,7 @@ static void head(const kws_core *k, const kws_layer *l, const int8_t *in, int in
     const uint32_t low = take(&b, 16u);
     const uint32_t bias = low | take(&b, 16u) << 16;
     uint32_t logit = bias; /* unsigned: what is too large wraps, as it does in the reference */
-    take_weights(&r, classifier->bits, weights, classifier->in);
+    take_weights(&r, classifier->bits, classifier->odd, weights, classifier->in);
     for (i = 0; i < classifier->in; ++i) logit += (uint32_t)sums[i] * (uint32_t)(int32_t)weights[i];
     logits[o] = (int32_t)logit;
   }

@@ -24,7 +24,7 @@ typedef struct {
   uint16_t in, out;          /* channels */
   uint16_t in_h, in_w, h, w; /* of the maps before and behind */
   uint8_t kh, kw, sh, sw;
-  uint8_t bits, out_bits, residual;
+  uint8_t bits, out_bits, residual, odd;
   int16_t low, high;
   int8_t base;          /* of the multipliers */
   uint8_t fraction;     /* of the offsets */
