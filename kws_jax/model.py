@@ -17,7 +17,7 @@ from kws_jax import costs, frontends, network, quantizers
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.space import Architecture
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
