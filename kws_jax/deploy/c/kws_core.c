@@ -31,19 +31,23 @@ static uint32_t take(reader *r, unsigned width) {
   return value;
 }
 
-static int32_t take_signed(reader *r, unsigned width) {
-  const int32_t sign = (int32_t)1 << (width - 1u);
-  return ((int32_t)take(r, width) ^ sign) - sign;
-}
-
+/* Two's complement, or odd codes; those of one bit are. The fields of the reader are kept in registers. */
 static void take_weights(reader *r, unsigned width, int odd, int8_t *to, uint32_t count) {
-  const int32_t lowest = 1 - ((int32_t)1 << width);
-  uint32_t i;
-  if (odd || width == 1u) {
-    for (i = 0; i < count; ++i) to[i] = (int8_t)(2 * (int32_t)take(r, width) + lowest);
-  } else {
-    for (i = 0; i < count; ++i) to[i] = (int8_t)take_signed(r, width);
+  const uint32_t mask = (1u << width) - 1u, sign = odd || width == 1u ? 0u : 1u << (width - 1u);
+  const int32_t factor = sign ? 1 : 2, lowest = sign ? (int32_t)sign : (int32_t)mask;
+  const uint8_t *next = r->next;
+  uint32_t bits = r->bits;
+  unsigned have = r->have;
+  for (; count != 0u; --count) {
+    if (have < width) {
+      bits |= (uint32_t)*next++ << have;
+      have += 8u;
+    }
+    *to++ = (int8_t)(factor * (int32_t)((bits & mask) ^ sign) - lowest);
+    bits >>= width;
+    have -= width;
   }
+  r->next = next, r->bits = bits, r->have = have;
 }
 
 /* ------------------------------------------------------------------------------- arithmetic */
@@ -122,17 +126,26 @@ static int32_t logarithm(uint64_t value, unsigned fraction) {
   return ((int32_t)high - (int32_t)fraction) * 65536 + kLog[at] + between;
 }
 
+/* Inner loops of a known length: compilers make vectors of them where the machine has some. */
+#define LANES 16u
+
 static int32_t dot_signed(const int8_t *a, const int8_t *b, uint32_t count) {
   int32_t sum = 0;
-  uint32_t i;
-  for (i = 0; i < count; ++i) sum += (int32_t)a[i] * b[i];
+  for (; count >= LANES; count -= LANES, a += LANES, b += LANES) {
+    unsigned i;
+    for (i = 0; i < LANES; ++i) sum += (int32_t)a[i] * b[i];
+  }
+  for (; count != 0u; --count) sum += (int32_t)*a++ * *b++;
   return sum;
 }
 
 static int32_t dot_unsigned(const uint8_t *a, const int8_t *b, uint32_t count) {
   int32_t sum = 0;
-  uint32_t i;
-  for (i = 0; i < count; ++i) sum += (int32_t)a[i] * b[i];
+  for (; count >= LANES; count -= LANES, a += LANES, b += LANES) {
+    unsigned i;
+    for (i = 0; i < LANES; ++i) sum += (int32_t)a[i] * b[i];
+  }
+  for (; count != 0u; --count) sum += (int32_t)*a++ * *b++;
   return sum;
 }
 
@@ -485,13 +498,22 @@ static void pointwise(const kws_core *k, const kws_layer *l, const int8_t *in, i
 /* Adds products of one tap with a row, `count` pixels `step` channels apart. */
 static void add_tap(int32_t *sums, const int8_t *row, int is_signed, const int8_t *taps,
                     uint32_t channels, uint32_t count, uint32_t step) {
-  uint32_t p, c;
+  uint32_t p;
   for (p = 0; p < count; ++p, sums += channels, row += step) {
+    uint32_t c = 0;
     if (is_signed) {
-      for (c = 0; c < channels; ++c) sums[c] += (int32_t)row[c] * taps[c];
+      for (; c + LANES <= channels; c += LANES) {
+        unsigned i;
+        for (i = 0; i < LANES; ++i) sums[c + i] += (int32_t)row[c + i] * taps[c + i];
+      }
+      for (; c < channels; ++c) sums[c] += (int32_t)row[c] * taps[c];
     } else {
       const uint8_t *from = (const uint8_t *)row;
-      for (c = 0; c < channels; ++c) sums[c] += (int32_t)from[c] * taps[c];
+      for (; c + LANES <= channels; c += LANES) {
+        unsigned i;
+        for (i = 0; i < LANES; ++i) sums[c + i] += (int32_t)from[c + i] * taps[c + i];
+      }
+      for (; c < channels; ++c) sums[c] += (int32_t)from[c] * taps[c];
     }
   }
 }
