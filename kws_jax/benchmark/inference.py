@@ -128,6 +128,11 @@ def table(found: dict) -> str:
     lines.append(
         'window: one second of audio; stream: compute in a second of audio, a decision every 80 ms'
     )
+    if counts := found['rows'][0].get('cortex_m4_instructions'):
+        lines.append(
+            'c on a Cortex-M4, in millions of instructions (emulated): window '
+            f'{counts["window"] / 1e6:.1f}, decision of a stream {counts["decision"] / 1e6:.1f}'
+        )
     return '\n'.join(lines)
 
 
@@ -144,12 +149,14 @@ def measure(model, float_model, audio: np.ndarray, labels: np.ndarray | None) ->
       Rows as `suites.run` has them: `ours` the seconds that the C runtime takes for a window,
       `peer` those of the other; with `stream_seconds` (of compute in a second of audio, a decision
       every hop), `file_bytes`, `weight_bytes`, `ram_bytes`, `accuracy`, `trained_accuracy` (of the
-      network that was trained), `agreement` (of its predictions with the trained network's).
+      network that was trained), `agreement` (of its predictions with the trained network's); `c`
+      also `cortex_m4_instructions`, see `firmware.count_instructions`, None without an emulator.
 
     Raises:
       ValueError: the model has no integer form.
       RuntimeError: a runtime failed; the message ends with what it printed.
     """
+    from kws_jax.deploy import firmware
     from kws_jax.training.evaluation import predict_all
 
     expected = {
@@ -159,6 +166,7 @@ def measure(model, float_model, audio: np.ndarray, labels: np.ndarray | None) ->
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         weights = _export(model, float_model, folder)
+        counted = firmware.count_instructions(folder / 'c') if firmware.can_count() else None
         np.save(folder / 'audio.npy', audio)
         present = [name for name in RUNTIMES if not missing(name)]
         found = {name: [] for name in present}
@@ -189,6 +197,8 @@ def measure(model, float_model, audio: np.ndarray, labels: np.ndarray | None) ->
             'clips': len(audio),
             'agreement': float((predicted == expected[is_float]).mean()),
         }
+        if name == 'c':
+            row['cortex_m4_instructions'] = counted
         if labels is not None:
             row['accuracy'] = float((predicted == labels).mean())
             row['trained_accuracy'] = float((expected[is_float] == labels).mean())

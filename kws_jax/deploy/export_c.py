@@ -9,7 +9,7 @@ from kws_jax.deploy.network import FRAMES_AT_ONCE, Layer, Network
 
 _C = pathlib.Path(__file__).with_name('c')
 RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'Makefile')
-RUNTIME += ('cortex_m4.c', 'cortex_m4.ld')
+RUNTIME += ('cortex_m4.c', 'cortex_m4_count.c', 'cortex_m4.ld')
 _LIMITS = {'channels': 512, 'kernel': 1024, 'classes': 64, 'blocks': 16}  # of kws_core.h
 
 

@@ -1,4 +1,4 @@
-"""What an export takes on a Cortex-M4: the image is linked, its map is read."""
+"""What an export takes on a Cortex-M4: the image is linked, its map read; what it runs is counted."""
 
 import pathlib
 import re
@@ -7,6 +7,9 @@ import subprocess
 
 COMPILER = 'arm-none-eabi-gcc'
 PACKAGE = 'gcc-arm-none-eabi libnewlib-arm-none-eabi'  # Debian's
+EMULATOR, EMULATOR_PACKAGE = 'qemu-system-arm', 'qemu-system-arm'
+_EMULATE = ('-M', 'mps2-an386', '-nographic', '-monitor', 'none', '-serial', 'none')
+_EMULATE += ('-icount', 'shift=0,sleep=off', '-semihosting-config', 'enable=on,target=native')
 _FLAGS = ('-mcpu=cortex-m4', '-mthumb', '-std=c99', '-Os', '-ffunction-sections')
 _FLAGS += ('-fdata-sections', '-fcallgraph-info=su')
 _LINK = ('-mcpu=cortex-m4', '-mthumb', '-nostartfiles', '-specs=nano.specs', '-Wl,--gc-sections')
@@ -51,6 +54,58 @@ def build(folder) -> dict:
         'stack_bytes': deepest_stack(graphs, 'reset'),
         'model_bytes': int(model.group(1)),
     }
+
+
+def can_count() -> bool:
+    """Whether the compiler and the emulator are installed."""
+    return available() and shutil.which(EMULATOR) is not None
+
+
+def count_instructions(folder, optimize: str = '-O2') -> dict:
+    """Instructions that the C export in `folder` takes on an emulated Cortex-M4.
+
+    qemu runs one instruction a nanosecond of its clock, and the program reads the processor's
+    timer, of 25 MHz: counts are multiples of 40. They are no cycles: loads, multiplications of 64
+    bits and taken branches take several, so that real ones are higher.
+
+    Returns:
+      `window`: of one whole window; `decision`: of one decision of a stream, every hop.
+
+    Raises:
+      FileNotFoundError: no compiler or emulator; names Debian's packages.
+      RuntimeError: it failed, or a loop of known length was counted wrong.
+    """
+    if not can_count():
+        raise FileNotFoundError(
+            f'{COMPILER} or {EMULATOR} is missing; on Debian or Ubuntu: '
+            f'apt install {PACKAGE} {EMULATOR_PACKAGE}'
+        )
+    folder = pathlib.Path(folder)
+    script = (folder / 'cortex_m4.ld').read_text()
+    for name, origin in (('FLASH', '0x00000000'), ('RAM', '0x20000000')):  # the emulated board's
+        script = re.sub(
+            rf'({name} .*?ORIGIN = )\w+(, LENGTH = )\w+', rf'\g<1>{origin}\g<2>4M', script
+        )
+    (folder / 'cortex_m4_count.ld').write_text(script)
+    names = ('kws_core', 'kws', 'kws_model', 'cortex_m4_count')
+    flags = [optimize if flag == '-Os' else flag for flag in _FLAGS[:-1]]
+    sources = [f'{name}.c' for name in names]
+    _run(folder, *flags, *_LINK[2:], '-Wl,-T,cortex_m4_count.ld', *sources, '-o', 'count.elf')
+    done = subprocess.run(
+        [EMULATOR, *_EMULATE, '-kernel', 'count.elf'],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    told = dict(re.findall(r'^(\w+) (\d+)$', done.stdout + done.stderr, re.MULTILINE))
+    if done.returncode or not {'loop', 'window', 'decision'} <= set(told):
+        raise RuntimeError(f'{EMULATOR} failed: {(done.stdout + done.stderr)[-2000:]}')
+    counts = {name: 40 * int(told[name]) for name in ('loop', 'window', 'decision')}
+    if abs(counts.pop('loop') - 2_000_000) > 2_000:
+        raise RuntimeError(f'{EMULATOR} counts a loop of 2,000,000 instructions as {told["loop"]}')
+    return counts
 
 
 def _run(folder, *arguments):

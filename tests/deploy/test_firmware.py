@@ -63,6 +63,24 @@ def test_the_image_links_and_its_sizes_are_those_of_binutils(tmp_path):
     assert stack == 0x20000000 + 96 * 1024 and 0x08000000 < reset < 0x08040000 and reset % 2 == 1
 
 
+@pytest.mark.skipif(
+    not firmware.can_count(), reason=f'apt install {firmware.PACKAGE} {firmware.EMULATOR_PACKAGE}'
+)
+def test_instructions_are_counted_and_grow_with_the_kernel(tmp_path):
+    counts = {}
+    for weight in (1, 8):
+        model = integer_models.make(weight=weight)
+        folder = tmp_path / str(weight)
+        export_c.write(deploy.from_model(model), folder, costs=model.costs())
+        counts[weight] = firmware.count_instructions(folder)
+    macs = model.costs()['macs']
+    # a multiply-accumulate takes two loads, a multiplication and its share of the loops
+    assert 2 * macs < counts[8]['window'] < 40 * macs
+    assert 0 < counts[8]['decision'] < counts[8]['window']
+    # the same arithmetic; only unpacking differs
+    assert abs(counts[8]['window'] - counts[1]['window']) < 0.2 * counts[8]['window']
+
+
 @pytest.mark.skipif(not firmware.available(), reason=f'apt install {firmware.PACKAGE}')
 def test_a_program_that_does_not_compile_says_so(tmp_path):
     model = integer_models.make()

@@ -126,25 +126,57 @@ static int32_t logarithm(uint64_t value, unsigned fraction) {
   return ((int32_t)high - (int32_t)fraction) * 65536 + kLog[at] + between;
 }
 
-/* Inner loops of a known length: compilers make vectors of them where the machine has some. */
+/* Inner loops have a known length: compilers make vectors of them where the machine has some. */
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
+/* A Cortex-M4 and later: four products in two instructions, on pairs of 16 bits. */
+#define LANES 4u
+#define PAIRS(name, op)                               \
+  static uint32_t name##_low(uint32_t x) {            \
+    uint32_t y;                                       \
+    __asm__(op " %0, %1" : "=r"(y) : "r"(x));         \
+    return y;                                         \
+  }                                                   \
+  static uint32_t name##_high(uint32_t x) {           \
+    uint32_t y;                                       \
+    __asm__(op " %0, %1, ror #8" : "=r"(y) : "r"(x)); \
+    return y;                                         \
+  }
+PAIRS(signed_pairs, "sxtb16")
+PAIRS(unsigned_pairs, "uxtb16")
+
+static int32_t add_products(uint32_t a, uint32_t b, int32_t sum) {
+  int32_t total;
+  __asm__("smlad %0, %1, %2, %3" : "=r"(total) : "r"(a), "r"(b), "r"(sum));
+  return total;
+}
+
+#define ADD_LANES(pairs)                                            \
+  do {                                                              \
+    uint32_t x, y;                                                  \
+    memcpy(&x, a, 4u);                                              \
+    memcpy(&y, b, 4u);                                              \
+    sum = add_products(pairs##_low(x), signed_pairs_low(y), sum);   \
+    sum = add_products(pairs##_high(x), signed_pairs_high(y), sum); \
+  } while (0)
+#else
 #define LANES 16u
+#define ADD_LANES(pairs)                                     \
+  do {                                                       \
+    unsigned i;                                              \
+    for (i = 0; i < LANES; ++i) sum += (int32_t)a[i] * b[i]; \
+  } while (0)
+#endif
 
 static int32_t dot_signed(const int8_t *a, const int8_t *b, uint32_t count) {
   int32_t sum = 0;
-  for (; count >= LANES; count -= LANES, a += LANES, b += LANES) {
-    unsigned i;
-    for (i = 0; i < LANES; ++i) sum += (int32_t)a[i] * b[i];
-  }
+  for (; count >= LANES; count -= LANES, a += LANES, b += LANES) ADD_LANES(signed_pairs);
   for (; count != 0u; --count) sum += (int32_t)*a++ * *b++;
   return sum;
 }
 
 static int32_t dot_unsigned(const uint8_t *a, const int8_t *b, uint32_t count) {
   int32_t sum = 0;
-  for (; count >= LANES; count -= LANES, a += LANES, b += LANES) {
-    unsigned i;
-    for (i = 0; i < LANES; ++i) sum += (int32_t)a[i] * b[i];
-  }
+  for (; count >= LANES; count -= LANES, a += LANES, b += LANES) ADD_LANES(unsigned_pairs);
   for (; count != 0u; --count) sum += (int32_t)*a++ * *b++;
   return sum;
 }
