@@ -18,8 +18,6 @@ import time
 
 import numpy as np
 
-ROUNDS = 3
-SECONDS = 2.0  # of calls in each process
 NOT_STREAMING = 'whole windows at every hop: it keeps nothing from one to the next'
 
 # what runs what: name of the runtime, and of the model's file
@@ -64,7 +62,9 @@ def recordings(model, data_dir, cache_dir) -> tuple[np.ndarray, np.ndarray]:
     return audio, np.array([number[data.labels.names[label]] for label in labels])
 
 
-def report(model, float_model, *, data_dir=None, cache_dir=None, clips: int = 1000) -> dict:
+def report(
+    model, float_model, *, data_dir=None, cache_dir=None, clips: int = 1000, **effort
+) -> dict:
     """The suite as JSON has it: `rows` of `measure`, `hardware`, `wall_seconds`.
 
     Args:
@@ -74,6 +74,7 @@ def report(model, float_model, *, data_dir=None, cache_dir=None, clips: int = 10
         there are no accuracies.
       cache_dir: of decoded audio.
       clips: at most so many, drawn evenly.
+      **effort: of `measure`.
 
     Raises:
       ValueError, RuntimeError: as `measure` and `recordings`.
@@ -87,8 +88,8 @@ def report(model, float_model, *, data_dir=None, cache_dir=None, clips: int = 10
         audio, labels = recordings(model, data_dir, cache_dir)
         few = np.linspace(0, len(audio) - 1, min(clips, len(audio))).astype(int)
         audio, labels = audio[few], labels[few]
-    rows = measure(model, float_model, audio, labels)
-    used = {'cores_used': 1, 'rounds': ROUNDS}
+    rows = measure(model, float_model, audio, labels, **effort)
+    used = {'cores_used': 1}
     return {
         'rows': rows,
         'hardware': hardware() | used,
@@ -136,7 +137,15 @@ def table(found: dict) -> str:
     return '\n'.join(lines)
 
 
-def measure(model, float_model, audio: np.ndarray, labels: np.ndarray | None) -> list[dict]:
+def measure(
+    model,
+    float_model,
+    audio: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    rounds: int = 3,
+    seconds: float = 2.0,
+) -> list[dict]:
     """A row for every runtime, ours first.
 
     Args:
@@ -144,6 +153,8 @@ def measure(model, float_model, audio: np.ndarray, labels: np.ndarray | None) ->
       float_model: what the float runtimes run.
       audio: int16 `[clips, samples]`, the same for all; at least one clip.
       labels: int `[clips]` for accuracies, or None: no accuracy is given.
+      rounds: processes for each runtime, in turn.
+      seconds: of calls in each.
 
     Returns:
       Rows as `suites.run` has them: `ours` the seconds that the C runtime takes for a window,
@@ -170,9 +181,9 @@ def measure(model, float_model, audio: np.ndarray, labels: np.ndarray | None) ->
         np.save(folder / 'audio.npy', audio)
         present = [name for name in RUNTIMES if not missing(name)]
         found = {name: [] for name in present}
-        for turn in range(ROUNDS):
+        for turn in range(rounds):
             for name in present:
-                found[name].append(_start(name, folder, predict=turn == 0))
+                found[name].append(_start(name, folder, seconds=seconds, predict=turn == 0))
     ours = np.array([one['window_seconds'] for one in found['c']])
     rows = []
     for name, (what, _) in RUNTIMES.items():
@@ -241,11 +252,12 @@ def _export(model, float_model, folder) -> dict[str, int]:
     }
 
 
-def _start(name, folder, *, predict) -> dict:
+def _start(name, folder, *, seconds, predict) -> dict:
     root = str(pathlib.Path(__file__).resolve().parents[2])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get('PYTHONPATH')])])
     done = subprocess.run(
-        [sys.executable, '-m', 'kws_jax.benchmark.inference', name, folder, str(int(predict))],
+        [sys.executable, '-m', 'kws_jax.benchmark.inference', name, folder]
+        + [str(seconds), str(int(predict))],
         env={**os.environ, 'PYTHONPATH': paths},
         capture_output=True,
         text=True,
@@ -355,10 +367,10 @@ def _jax(folder, name) -> _Runner:
     return _Runner(lambda samples: whole(samples[None])[0])
 
 
-def _seconds(call) -> float:
-    """Median of one call, over `SECONDS` of them."""
+def _seconds(call, budget) -> float:
+    """Median of one call, over `budget` seconds of them."""
     call()
-    times, until = [], time.perf_counter() + SECONDS
+    times, until = [], time.perf_counter() + budget
     while not times or time.perf_counter() < until:
         began = time.perf_counter()
         call()
@@ -373,7 +385,7 @@ def _resident(field: str) -> int:
     raise RuntimeError(f'/proc/self/status has no {field}')
 
 
-def _main(name, folder, predict):
+def _main(name, folder, seconds, predict):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     folder, audio = pathlib.Path(folder), np.load(pathlib.Path(folder) / 'audio.npy')
     kind = name.split('_')[0]
@@ -391,7 +403,7 @@ def _main(name, folder, predict):
     runner.run(clips[0])
     grown = _resident('VmHWM') - before
     turn = iter(range(10**9))
-    window = _seconds(lambda: runner.run(clips[next(turn) % len(clips)]))
+    window = _seconds(lambda: runner.run(clips[next(turn) % len(clips)]), seconds)
     file = folder / RUNTIMES[name][1]
     result = {
         'window_seconds': window,
@@ -410,7 +422,7 @@ def _main(name, folder, predict):
         chunks = [chunk for chunk in chunks if len(chunk) == hop]
         for chunk in chunks[: 2 + len(clips[0]) // hop]:
             runner.stream(chunk)
-        each = _seconds(lambda: runner.stream(chunks[next(turn) % len(chunks)]))
+        each = _seconds(lambda: runner.stream(chunks[next(turn) % len(chunks)]), seconds)
         result |= {'stream_seconds': each * hops_a_second, 'stream_note': ''}
     else:
         result |= {'stream_seconds': window * hops_a_second, 'stream_note': NOT_STREAMING}
@@ -420,4 +432,4 @@ def _main(name, folder, predict):
 
 
 if __name__ == '__main__':
-    _main(sys.argv[1], sys.argv[2], sys.argv[3] == '1')
+    _main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4] == '1')

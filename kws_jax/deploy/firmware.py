@@ -1,4 +1,4 @@
-"""What an export takes on a Cortex-M4: the image is linked, its map read; what it runs is counted."""
+"""An export on a Cortex-M4: the image is linked, its map read, its instructions counted."""
 
 import pathlib
 import re

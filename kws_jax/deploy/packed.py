@@ -99,6 +99,20 @@ def stored_taps(front_end: FrontEnd) -> np.ndarray:
     return np.concatenate([first[:, :half].ravel(), second[:, :even].ravel()])
 
 
+def taps_of(stored, kernel: int, filters: int, *, pairs, symmetric, bits) -> np.ndarray:
+    """int8 `[kernel, columns]` from what `stored_taps` gives."""
+    if not symmetric:
+        return stored.reshape(-1, kernel).T.astype(np.int8)
+    half, even = (kernel + 1) // 2, kernel // 2
+    first = stored[: filters * half].reshape(filters, half).T
+    taps = np.concatenate([first, first[:even][::-1]])
+    if pairs:
+        second = stored[filters * half :].reshape(filters, even).T
+        middle = np.full((kernel % 2, filters), int(bits == 1))  # one bit has no zero
+        taps = np.concatenate([taps, np.concatenate([second, middle, -second[::-1]])], axis=1)
+    return taps.astype(np.int8)
+
+
 def _order(layer: Layer) -> np.ndarray:
     """Weights as they are stored: outputs first where every output sums over all inputs."""
     return layer.weights.T if layer.kind in ('pointwise', 'classifier') else layer.weights
@@ -265,21 +279,14 @@ def unpack(content: bytes) -> tuple[Network, dict]:
     columns = filters * (1 + pairs)
     sample, multipliers = reader.wide(), reader.wide(columns)
     factor, offset = reader.signed(filters, 16), reader.signed(filters, 16)
-    half, even = (kernel + 1) // 2, kernel // 2
-    if not symmetric:
-        taps = reader.weights(columns * kernel, tap_bits).reshape(columns, kernel).T
-    else:
-        stored = reader.weights(filters * half, tap_bits).reshape(filters, half).T
-        taps = np.concatenate([stored, stored[:even][::-1]])
-        if pairs:
-            stored = reader.weights(filters * even, tap_bits).reshape(filters, even).T
-            middle = np.full((kernel % 2, filters), int(tap_bits == 1))  # one bit has no zero
-            taps = np.concatenate([taps, np.concatenate([stored, middle, -stored[::-1]])], axis=1)
+    halves = (kernel + 1) // 2 * filters + pairs * (kernel // 2) * filters
+    stored = reader.weights(halves if symmetric else columns * kernel, tap_bits)
+    taps = taps_of(stored, kernel, filters, pairs=pairs, symmetric=symmetric, bits=tap_bits)
     front_end = FrontEnd(
         kernel=kernel,
         stride=stride,
         bits=tap_bits,
-        taps=taps.astype(np.int8),
+        taps=taps,
         symmetric=symmetric,
         pairs=pairs,
         magnitude=_MAGNITUDES[flags >> 3 & 3],

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -171,24 +172,40 @@ def test_the_makefile_builds_a_program_that_hears_a_wav_file(tmp_path, compiler)
 
 @pytest.fixture(scope='module')
 def sanitized(tmp_path_factory):
-    """A folder with the fuzzing program under both sanitizers, and a model."""
+    """A folder with kws_wav under both sanitizers."""
     need('gcc')
-    folder = tmp_path_factory.mktemp('fuzz')
-    network = export(folder, integer_models.make())
-    (folder / 'lean.kws').write_bytes(packed.pack(network, text=False))
+    folder = tmp_path_factory.mktemp('sanitized')
+    export(folder, integer_models.make())
     flags = ['-O1', '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover=all']
-    source = pathlib.Path(__file__).with_name('fuzz.c')
-    core = folder / 'kws_core.c'
-    run('gcc', '-std=c99', *flags, f'-I{folder}', source, core, '-o', folder / 'fuzz')
     wav = [folder / name for name in ('kws_core.c', 'kws.c', 'kws_model.c', 'kws_wav.c')]
     run('gcc', '-std=c99', *flags, *wav, '-o', folder / 'kws_wav')
     return folder
 
 
-def test_altered_models_are_refused_or_run_without_touching_what_is_not_theirs(sanitized):
-    out = run(sanitized / 'fuzz', sanitized / 'lean.kws', 20000, 1)
-    accepted = int(out.split()[0])
-    assert 100 < accepted < 15000  # weights may be anything, headers may not
+def test_altered_models_are_refused_or_run_without_touching_what_is_not_theirs(tmp_path):
+    need('clang')
+    seeds = tmp_path / 'seeds'
+    seeds.mkdir()
+    for front_end, weight in (('pairs', 2), ('odd_pairs', 1), ('relu', 3)):
+        network = export(tmp_path / 'c', integer_models.make(front_end, weight=weight))
+        (seeds / f'{front_end}.kws').write_bytes(packed.pack(network, text=False))
+    flags = ['-O1', '-g', '-fsanitize=fuzzer,address,undefined', '-fno-sanitize-recover=all']
+    source = pathlib.Path(__file__).with_name('fuzz.c')
+    core, fuzz = tmp_path / 'c' / 'kws_core.c', tmp_path / 'fuzz'
+    run('clang', '-std=c99', *flags, f'-I{core.parent}', source, core, '-o', fuzz)
+    # KWS_JAX_FUZZ_RUNS=1000000 takes some minutes
+    runs = os.environ.get('KWS_JAX_FUZZ_RUNS', '20000')
+    done = subprocess.run(
+        [fuzz, f'-runs={runs}', '-seed=1', '-max_len=4096', '-print_final_stats=1', seeds],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f'stat::number_of_executed_units: {runs}' in done.stderr
+    found = int(re.findall(r'cov: (\d+)', done.stderr)[-1])
+    assert found > 300, 'it gets nowhere into the code'
 
 
 def test_every_cut_of_a_model_is_refused(tmp_path):
