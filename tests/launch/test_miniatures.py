@@ -9,8 +9,8 @@ import killing
 import pytest
 import small_pipeline
 
-
-RANDOM = '--config.search.method=random'  # a supernet takes the longest to compile; one is enough
+# a supernet takes the longest to compile; that of test_own_words.py is enough
+RANDOM = '--config.search.method=random'
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +35,7 @@ def start(folder, tmp_path, *flags):
 @pytest.mark.parametrize(
     ('config', 'phases', 'flags'),
     [
-        ('sinc60', ['float', 'fixed-4-4', 'trained-bits'], []),
+        ('sinc60', ['float', 'fixed-4-4', 'trained-bits'], [RANDOM]),
         ('mfcc', ['float', 'fixed-4-4'], [RANDOM, '--config.target.macs=6e6']),
         ('front_ends', ['float'], []),
         ('quantizers', ['float', 'trained-bits'], []),
