@@ -11,6 +11,7 @@ Formats:
           quantized one in int8
 """
 
+import dataclasses
 import json
 import logging as std_logging
 import pathlib
@@ -27,6 +28,11 @@ _FORMAT = flags.DEFINE_enum('format', 'c', ['c', 'packed', 'onnx', 'litert'], 'W
 _OUT = flags.DEFINE_string('out', None, 'Folder to write to.', required=True)
 _POINTS = flags.DEFINE_string(
     'operating_points', None, 'JSON of launch/evaluate_stream.py, for the manifest of c.'
+)
+_HOP = flags.DEFINE_float(
+    'hop_ms',
+    None,
+    'From one decision of a stream to the next; c, packed. Default: 8 frames, 80 ms.',
 )
 _IMPORT = flags.DEFINE_multi_string(
     'import', [], 'Python file that adds a quantizer of your own to quantizers.FORMS.'
@@ -56,6 +62,11 @@ def main(argv):
             print(f'written to {out}')
             return
         network = deploy.from_model(model)
+        if _HOP.value is not None:
+            every = _HOP.value * 16 / network.front_end.stride
+            if every != int(every):
+                raise ValueError(f'--hop_ms={_HOP.value:g} is no whole number of frames')
+            network = dataclasses.replace(network, decide_every=int(every))
         if _FORMAT.value == 'c':
             points = json.loads(pathlib.Path(_POINTS.value).read_text()) if _POINTS.value else None
             export_c.write(network, out, costs=model.costs(), facts=model.card, points=points)

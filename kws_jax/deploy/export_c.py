@@ -98,7 +98,7 @@ def manifest(network: Network, costs: dict, facts: dict, points: dict | None = N
         'labels': list(network.labels),
         'sample_rate': 16000,
         'window_samples': network.samples,
-        'hop_samples': FRAMES_AT_ONCE * front_end.stride,
+        'hop_samples': network.decide_every * front_end.stride,
         'micro': {
             'feature_step_size': 1000 * front_end.stride // 16000,
             'tensor_arena_size': memory_bytes(network),
@@ -165,7 +165,8 @@ def write(
     for name, value in {
         'SAMPLES': network.samples,
         'CLASSES': len(network.labels),
-        'HOP': FRAMES_AT_ONCE * network.front_end.stride,
+        'HOP': network.decide_every * network.front_end.stride,
+        'CHUNK': FRAMES_AT_ONCE * network.front_end.stride,
         'MODEL_BYTES': len(lean),
         'MEMORY_BYTES': memory_bytes(network),
         'LABELS': labels,

@@ -15,7 +15,7 @@ WIDE_BITS = 24  # the same of a multiplier that has 32 bits to itself
 LARGEST_EXPONENT = 24  # five bits would hold 31; what is smaller is as good as nothing
 LOG_FRACTION = 16  # bits behind the point of a logarithm
 LOG_TABLE_BITS = 8
-FRAMES_AT_ONCE = 8  # of a stream: from one decision to the next
+FRAMES_AT_ONCE = 8  # that a stream computes
 
 
 def log_table() -> np.ndarray:
@@ -207,6 +207,8 @@ class Network:
       samples: of one window.
       labels: what the logits stand for.
       logit_step: a logit times this is what the trained network says.
+      decide_every: frames of a stream from one decision to the next, a multiple of
+        `FRAMES_AT_ONCE`.
     """
 
     front_end: FrontEnd
@@ -217,6 +219,16 @@ class Network:
     samples: int
     labels: tuple[str, ...]
     logit_step: float
+    decide_every: int = FRAMES_AT_ONCE
+
+    def __post_init__(self):
+        """Raises ValueError for decisions that no whole number of batches of frames ends with."""
+        if self.decide_every < 1 or self.decide_every % FRAMES_AT_ONCE:
+            unit = FRAMES_AT_ONCE * self.front_end.stride / 16
+            raise ValueError(
+                f'decisions must be a multiple of {unit:g} ms apart, '
+                f'got {self.decide_every * self.front_end.stride / 16:g} ms'
+            )
 
     def layers(self) -> Mapping[str, Layer]:
         """Every layer by name, in the order of execution and of storage."""

@@ -12,7 +12,7 @@ All numbers are little-endian. `H` is 16 bits, `I` 32 bits, unsigned.
     24  6H  samples, kernel, stride, filters, classes, blocks
     36  4B  bits of a tap, of a sample code, of an image code; bits behind the point of a response
     40  2B  bits behind the point of factors, of offsets of the image
-    42  H   0
+    42  H   frames of a stream from one decision to the next, a multiple of 8
     44  I   floor under the root of a pair
     48  layers, 16 bytes each: stem; of each block expand (bits 0 if absent), depthwise, project;
         head; classifier
@@ -207,7 +207,7 @@ def pack(network: Network, facts: dict | None = None, *, text: bool = True) -> b
             front_end.fraction,
             front_end.factor_fraction,
             front_end.offset_fraction,
-            0,
+            network.decide_every,
             front_end.floor,
         )
 
@@ -260,8 +260,8 @@ def unpack(content: bytes) -> tuple[Network, dict]:
     if len(content) < _HEAD.size or content[:4] != MAGIC:
         raise ValueError('not a packed network (it does not begin with KWSI)')
     (_, version, flags, size, checksum, text_size, bit_size, samples, kernel, stride, filters, _,
-     blocks, tap_bits, input_bits, image_bits, fraction, factor_fraction, offset_fraction, _, floor
-     ) = _HEAD.unpack_from(content)  # fmt: skip
+     blocks, tap_bits, input_bits, image_bits, fraction, factor_fraction, offset_fraction, every,
+     floor) = _HEAD.unpack_from(content)  # fmt: skip
     if version != VERSION:
         raise ValueError(f'a packed network of version {version}; this code reads {VERSION}')
     if size != len(content) or zlib.crc32(content[16:]) != checksum:
@@ -358,5 +358,6 @@ def unpack(content: bytes) -> tuple[Network, dict]:
         samples=samples,
         labels=tuple(about['labels']),
         logit_step=about['logit_step'],
+        decide_every=every,
     )
     return network, about

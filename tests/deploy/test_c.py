@@ -1,6 +1,7 @@
 """The C runtime: no warning, the numbers of the reference, nothing touched that is not its own."""
 
 import ctypes
+import dataclasses
 import math
 import os
 import pathlib
@@ -89,12 +90,15 @@ def test_windows_are_those_of_the_reference(tmp_path, compiler, front_end):
         np.testing.assert_array_equal(windows(functions, audio, 3), expected)
 
 
-def test_a_stream_in_any_chunks_decides_as_its_windows_do(tmp_path):
+@pytest.mark.parametrize('every', [8, 24])
+def test_a_stream_in_any_chunks_decides_as_its_windows_do(tmp_path, every):
     need('gcc')
-    network = export(tmp_path, integer_models.make())
+    model = integer_models.make()
+    network = dataclasses.replace(deploy.from_model(model), decide_every=every)
+    export_c.write(network, tmp_path, costs=model.costs())
     functions = library(tmp_path)
     audio = integer_models.clips().ravel()
-    hop = 8 * network.front_end.stride
+    hop = every * network.front_end.stride
     starts = np.arange(0, len(audio) - 16000 + 1, hop)
     expected = deploy.run(network, np.stack([audio[s : s + 16000] for s in starts]))
     last = (network.frames - 1) * network.front_end.stride + network.front_end.kernel
@@ -274,8 +278,9 @@ def test_the_program_exports_and_says_what_it_costs(tmp_path):
     assert {'kws.h', 'kws_core.c', 'kws_model.c', 'manifest.json'} <= {
         path.name for path in (tmp_path / 'c').iterdir()
     }
-    run(*launch, '--format=packed', f'--out={tmp_path / "p"}')
+    run(*launch, '--format=packed', '--hop_ms=480', f'--out={tmp_path / "p"}')
     again, _ = packed.unpack((tmp_path / 'p/model.kws').read_bytes())
+    assert again.decide_every == 24  # frames of 20 ms
     audio = integer_models.clips(1)
     expected = deploy.run(deploy.from_model(integer_models.make()), audio)
     np.testing.assert_array_equal(deploy.run(again, audio), expected)

@@ -1,5 +1,7 @@
 """Streams in NumPy and JAX: whatever the chunks, the logits of whole windows."""
 
+import dataclasses
+
 import integer_models
 import jax
 import numpy as np
@@ -22,9 +24,10 @@ def windows(network, audio):
 
 
 @pytest.mark.parametrize('front_end', FRONT_ENDS)
-@pytest.mark.parametrize('largest', [700, 2560, 9000])
-def test_any_chunks_give_the_logits_of_every_window(front_end, largest, audio):
+@pytest.mark.parametrize(('largest', 'every'), [(700, 8), (2560, 24), (9000, 16)])
+def test_any_chunks_give_the_logits_of_every_window(front_end, largest, every, audio):
     network = deploy.from_model(integer_models.make(front_end))
+    network = dataclasses.replace(network, decide_every=every)
     rng = np.random.default_rng(largest)
     state, got, at = stream.init(network), [], 0
     while at < len(audio):
@@ -52,9 +55,10 @@ def test_a_decision_comes_with_the_last_sample_of_its_last_frame(audio):
 
 
 @pytest.mark.parametrize('front_end', FRONT_ENDS)
-@pytest.mark.parametrize('chunk', [333, 2560, 7000])
-def test_jax_gives_the_states_and_logits_of_numpy(front_end, chunk, audio):
+@pytest.mark.parametrize(('chunk', 'every'), [(333, 8), (2560, 16), (7000, 24)])
+def test_jax_gives_the_states_and_logits_of_numpy(front_end, chunk, every, audio):
     network = deploy.from_model(integer_models.make(front_end))
+    network = dataclasses.replace(network, decide_every=every)
     step = stream.jitted_step(network)
     state = other = stream.init(network)
     decisions = 0
@@ -89,3 +93,10 @@ def test_samples_of_another_kind_are_refused(make):
     for samples in (np.zeros(10, np.float32), np.zeros((1, 10), np.int16)):
         with pytest.raises(ValueError, match=r'samples must be int16 \[samples\], got'):
             step(stream.init(network), samples)
+
+
+@pytest.mark.parametrize('every', [0, -8, 12])
+def test_decisions_that_no_batch_ends_with_are_an_error(every):
+    network = deploy.from_model(integer_models.make())
+    with pytest.raises(ValueError, match='must be a multiple of 160 ms apart, got'):
+        dataclasses.replace(network, decide_every=every)

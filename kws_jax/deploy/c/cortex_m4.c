@@ -5,7 +5,7 @@
 extern uint32_t stack_top, data_load, data_start, data_end, bss_start, bss_end;
 
 volatile uint32_t kws_ready; /* set by whoever filled kws_audio */
-int16_t kws_audio[KWS_HOP];
+int16_t kws_audio[KWS_CHUNK];
 int32_t kws_logits[KWS_CLASSES];
 volatile uint32_t kws_decisions;
 int kws_status;
@@ -32,7 +32,7 @@ static void listen(void) {
   while (kws_status == 0) {
     if (kws_ready != 0u) {
       kws_ready = 0u;
-      if (kws_stream(kws_audio, KWS_HOP, kws_logits) != 0) ++kws_decisions;
+      if (kws_stream(kws_audio, KWS_CHUNK, kws_logits) != 0) ++kws_decisions;
     }
   }
 }

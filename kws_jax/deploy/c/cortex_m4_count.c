@@ -69,11 +69,11 @@ static void measure(void) {
   kws_run(audio, logits);
   print("window ", ticks());
   kws_stream_reset();
-  for (i = 0; i + KWS_HOP <= KWS_SAMPLES; i += KWS_HOP) kws_stream(audio + i, KWS_HOP, logits);
-  while (!kws_stream(audio, 1u, logits)) {
+  while (!kws_stream(audio, KWS_CHUNK, logits)) {
   }
   begin();
-  kws_stream(audio, KWS_HOP, logits);
+  while (!kws_stream(audio, KWS_CHUNK, logits)) {
+  }
   print("decision ", ticks());
   print("check ", (uint32_t)logits[0]);
 }

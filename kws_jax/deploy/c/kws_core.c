@@ -306,12 +306,14 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   k->blocks = (uint16_t)u16(model + 34);
   k->tap_bits = model[36], k->sample_bits = model[37], k->image_bits = model[38];
   k->response_fraction = model[39], k->factor_fraction = model[40], k->offset_fraction = model[41];
+  k->every = (uint16_t)u16(model + 42);
   k->floor = u32(model + 44);
   if (k->kernel < 2u || k->stride == 0u || k->filters == 0u || k->classes == 0u) return KWS_BAD_FILE;
   if (k->samples < k->kernel || k->tap_bits < 1u || k->tap_bits > 8u) return KWS_BAD_FILE;
   if (k->sample_bits < 2u || k->sample_bits > 8u || k->image_bits < 2u || k->image_bits > 8u) return KWS_BAD_FILE;
   if (k->magnitude > 2u || k->response_fraction > 24u || k->factor_fraction > 46u) return KWS_BAD_FILE;
   if (k->offset_fraction > k->factor_fraction) return KWS_BAD_FILE;
+  if (k->every == 0u || k->every % KWS_FRAMES_AT_ONCE != 0u) return KWS_BAD_FILE;
   if (k->log && k->magnitude == 2u && !k->pairs) return KWS_BAD_FILE;
   if (k->blocks > KWS_MAX_BLOCKS || k->kernel > KWS_MAX_KERNEL || k->filters > KWS_MAX_CHANNELS ||
       k->classes > KWS_MAX_CLASSES || k->stride > k->kernel) {
@@ -714,7 +716,7 @@ uint32_t kws_feed(kws_core *k, const int16_t *samples, uint32_t count, int32_t *
     memmove(k->codes, k->codes + batch * k->stride, k->have);
     k->due -= batch;
     if (k->due == 0u) {
-      k->due = KWS_FRAMES_AT_ONCE;
+      k->due = k->every;
       network(k, logits);
       *decided = 1;
       break;

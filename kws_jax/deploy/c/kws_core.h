@@ -40,6 +40,7 @@ typedef struct {
   uint16_t kernel, stride, filters, classes, frames, blocks;
   uint8_t pairs, log, symmetric, magnitude;
   uint8_t tap_bits, sample_bits, image_bits;
+  uint16_t every; /* frames from one decision to the next */
   uint8_t response_fraction, factor_fraction, offset_fraction;
   uint32_t floor;
   uint32_t sample_mantissa;
@@ -70,7 +71,7 @@ void kws_window(kws_core *k, const int16_t *samples, int32_t *logits);
 
 /* Streaming: forgets everything; takes samples, up to the next decision. Returns how many it took and
  * sets *decided to 1 if logits were written: of the last k->samples samples, every
- * KWS_FRAMES_AT_ONCE frames. */
+ * k->every frames. */
 void kws_restart(kws_core *k);
 uint32_t kws_feed(kws_core *k, const int16_t *samples, uint32_t count, int32_t *logits, int *decided);
 

@@ -29,7 +29,7 @@ EXPORT(load) int load(uint32_t size) {
 
 EXPORT(memory_bytes) uint32_t memory_bytes(void) { return kws_memory(&core); }
 EXPORT(window_samples) uint32_t window_samples(void) { return core.samples; }
-EXPORT(hop_samples) uint32_t hop_samples(void) { return KWS_FRAMES_AT_ONCE * core.stride; }
+EXPORT(hop_samples) uint32_t hop_samples(void) { return (uint32_t)core.every * core.stride; }
 EXPORT(classes) uint32_t classes(void) { return core.classes; }
 EXPORT(frames) uint32_t frames(void) { return core.frames; }
 EXPORT(filters) uint32_t filters(void) { return core.filters; }
