@@ -4,7 +4,8 @@
 
 Formats:
   c       C99 without floating point or dynamic memory: `make -C DIR` builds a library and kws_wav
-  packed  model.kws alone: weights at their own bits, as kws_jax/deploy/packed.py describes
+  packed  model.kws alone: weights at their own bits, as kws_jax/deploy/packed.py describes;
+          --xz compresses it for storage
   onnx    model.onnx for onnxruntime and others: a float model as it is, a quantized one with its
           codes between QuantizeLinear and DequantizeLinear, weights in 4 or 8 bits
   litert  model.tflite for LiteRT and LiteRT for Microcontrollers: a float model as it is, a
@@ -34,6 +35,7 @@ _HOP = flags.DEFINE_float(
     None,
     'From one decision of a stream to the next; c, packed. Default: 8 frames, 80 ms.',
 )
+_XZ = flags.DEFINE_bool('xz', False, 'Of packed: write model.kws.xz, for storage.')
 _IMPORT = flags.DEFINE_multi_string(
     'import', [], 'Python file that adds a quantizer of your own to quantizers.FORMS.'
 )
@@ -75,6 +77,8 @@ def main(argv):
                 other.from_network(network) if other else packed.pack(network, {'card': model.card})
             )
             out.mkdir(parents=True, exist_ok=True)
+            if _XZ.value and not other:
+                path, content = path.with_suffix('.kws.xz'), packed.compress(content)
             path.write_bytes(content)
             if other:
                 print(_containers(network, other.stored_bits(network)))

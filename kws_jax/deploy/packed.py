@@ -51,9 +51,13 @@ stands for the mantissa over `2^(base + exponent)`. A wide one: shift plus 64 in
 bits, below it 24 bits behind a leading one.
 
 What `costs.stored_bits` counts is the stream.
+
+For storage and transfer the file goes into an xz container (`compress`), which `unpack` reads too:
+its range coder finds what weights of few bits leave, and repetition among filters.
 """
 
 import json
+import lzma
 import struct
 import zlib
 
@@ -214,6 +218,11 @@ def pack(network: Network, facts: dict | None = None, *, text: bool = True) -> b
     return head(zlib.crc32((head(0) + body)[16:])) + body
 
 
+def compress(content: bytes) -> bytes:
+    """A packed file as xz has it, for storage: programs on a device do not read it."""
+    return lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
+
+
 class _Reader:
     """Numbers out of a stream of bits."""
 
@@ -252,11 +261,16 @@ class _Reader:
 
 
 def unpack(content: bytes) -> tuple[Network, dict]:
-    """The network of a file, and its facts.
+    """The network of a file, compressed or not, and its facts.
 
     Raises:
       ValueError: not a packed network, damaged, cut short, or of another version; says which.
     """
+    if content[:6] == b'\xfd7zXZ\x00':
+        try:
+            content = lzma.decompress(content)
+        except lzma.LZMAError as error:
+            raise ValueError(f'a damaged packed network: {error}') from None
     if len(content) < _HEAD.size or content[:4] != MAGIC:
         raise ValueError('not a packed network (it does not begin with KWSI)')
     (_, version, flags, size, checksum, text_size, bit_size, samples, kernel, stride, filters, _,

@@ -281,6 +281,8 @@ def test_the_program_exports_and_says_what_it_costs(tmp_path):
     run(*launch, '--format=packed', '--hop_ms=480', f'--out={tmp_path / "p"}')
     again, _ = packed.unpack((tmp_path / 'p/model.kws').read_bytes())
     assert again.decide_every == 24  # frames of 20 ms
+    run(*launch, '--format=packed', '--xz', f'--out={tmp_path / "xz"}')
+    assert packed.unpack((tmp_path / 'xz/model.kws.xz').read_bytes())[0].labels == again.labels
     audio = integer_models.clips(1)
     expected = deploy.run(deploy.from_model(integer_models.make()), audio)
     np.testing.assert_array_equal(deploy.run(again, audio), expected)

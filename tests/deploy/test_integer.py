@@ -204,6 +204,7 @@ def test_the_stream_is_as_long_as_the_costs_say_and_comes_back_whole(front_end, 
     again, facts = packed.unpack(content)
     assert facts['recipe'] == 'none' and again.labels == small.NAMES
     assert packed.pack(again, {'recipe': 'none'}) == content
+    assert packed.unpack(packed.compress(content))[1] == facts
     audio = integer_models.clips(2)
     np.testing.assert_array_equal(deploy.run(again, audio), deploy.run(network, audio))
 
@@ -228,6 +229,8 @@ def test_bits_lie_where_the_documentation_says():
     [
         (lambda c: b'RIFF' + c[4:], 'does not begin with KWSI'),
         (lambda c: c[:40], 'not a packed network'),
+        (lambda c: packed.compress(c)[:-20], 'damaged'),
+        (lambda c: packed.compress(c[:-1]), 'damaged'),
         (lambda c: c[:4] + b'\x09' + c[5:], 'version 9; this code reads 2'),
         (lambda c: c[:-1], 'damaged'),
         (lambda c: c[:-9] + bytes([c[-9] ^ 1]) + c[-8:], 'altered'),
