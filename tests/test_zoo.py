@@ -1,10 +1,18 @@
 """Released models by name, runs by folder, and errors that name the nearest."""
 
+import os
+import pathlib
+
 import pytest
 import small
 
+from kws_jax import deploy, evaluate, zoo
 from kws_jax import model as model_lib
-from kws_jax import zoo
+from kws_jax.data.dataset import load_dataset
+from kws_jax.deploy import execute
+from kws_jax.training import evaluation
+
+REAL = os.environ.get('KWS_JAX_SPEECH_COMMANDS')
 
 
 @pytest.fixture
@@ -60,3 +68,40 @@ def test_an_empty_zoo_says_so(tmp_path, monkeypatch):
 def test_a_folder_without_a_model_is_told_from_a_wrong_name(released, tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no model.json .a run writes it'):
         zoo.load(tmp_path / 'zoo' / 'unfinished')
+
+
+BUDGETS = {  # parameters, MACs, bits of a weight and of an activation; None: as they come
+    'sinc60-float': (75_700, 13.6e6, None, None),
+    'sinc60-trained-bits': (75_700, 13.6e6, 2.51, 2.91),
+}
+
+
+@pytest.mark.parametrize('name', zoo.names())
+def test_a_released_model_keeps_its_budget_and_its_card_says_what_it_scored(name):
+    model = zoo.load(name)
+    costs = model.costs()
+    wanted = ('parameters', 'macs', 'mean_weight_bits', 'mean_activation_bits')
+    for key, most in zip(wanted, BUDGETS[name], strict=True):
+        assert most is None or costs[key] <= most
+    assert model.card['test']['clips'] == 2591 and 'what' in model.card['test']
+    assert {'data', 'recipe', 'validation_accuracy'} <= set(model.card)
+
+
+@pytest.mark.skipif(
+    not REAL, reason='needs KWS_JAX_SPEECH_COMMANDS, a folder with train/ and test/ in it'
+)
+@pytest.mark.parametrize('name', zoo.names())
+def test_a_released_model_scores_what_its_card_says_and_its_integers_the_same(name, tmp_path):
+    model, real = zoo.load(name), pathlib.Path(REAL)
+    on_test = evaluate.evaluate_folder(model, real / 'test', cache_dir=tmp_path)
+    assert on_test['accuracy'] == pytest.approx(model.card['test']['accuracy'], abs=0.001)
+    if model.quant is None:
+        return
+    data = load_dataset(data_dir=real / 'train', test_dir=real / 'test', cache_dir=tmp_path)
+    integers = execute.jitted(deploy.from_model(model))
+    for split in ('validation', 'testing'):
+        audio, labels = data.evaluation(split)
+        trained = evaluation.predict_all(model.predictor(), audio).argmax(axis=1)
+        found = evaluation.predict_all(integers, audio).argmax(axis=1)
+        assert (found == trained).mean() >= 0.999
+        assert abs((found == labels).mean() - (trained == labels).mean()) <= 0.001

@@ -12,11 +12,15 @@ import integer_models
 import numpy as np
 import pytest
 import small
+import soundfile
 
-from kws_jax import deploy, detection
+from kws_jax import deploy, detection, zoo
+from kws_jax.data import synthetic
 from kws_jax.deploy import demo, export_c, packed
 from kws_jax.deploy.network import FRAMES_AT_ONCE
 
+released = [name for name in zoo.names() if zoo.load(name).quant is not None]
+KEYWORDS = ('yes', 'no', 'stop', 'left', 'go')
 needs_browser = pytest.mark.skipif(
     browser.CHROMIUM is None, reason='needs a browser: apt install chromium'
 )
@@ -148,6 +152,37 @@ def test_it_listens_to_the_microphone_and_draws(page):
     assert len(page.evaluate(bars)) == len(small.NAMES)
     assert page.evaluate("document.getElementById('decision').textContent").endswith('ms')
     page.evaluate("document.getElementById('listen').click()")
+
+
+@needs_browser
+@pytest.mark.skipif(not released, reason='no quantized model is released')
+@pytest.mark.parametrize('name', released)
+def test_it_hears_the_word_that_its_microphone_was_told(name, tmp_path):
+    model = zoo.load(name)
+    network = deploy.from_model(model)
+    # a synthesiser says the words; of what the integers know for sure, one goes to the microphone
+    synthetic.make_corpus(tmp_path / 'corpus', words=KEYWORDS, clips=60, seed=0)
+    said, labels = [], []
+    for path in sorted((tmp_path / 'corpus').glob('[!_]*/*.wav')):
+        said.append(np.pad(soundfile.read(path, dtype='int16')[0], (0, 16000))[:16000])
+        labels.append(model.labels.index(path.parent.name))
+    scores = detection.softmax(deploy.run(network, np.stack(said)) * network.logit_step)
+    best = int(np.argmax(scores[np.arange(len(labels)), labels]))
+    quiet = np.random.default_rng(0).integers(-20, 20, 16000)
+    write_wav(tmp_path / 'spoken.wav', np.concatenate([quiet, said[best], quiet]))
+    serving = demo.server(network, name=name)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    try:
+        with browser.Browser(tmp_path / 'profile', microphone=tmp_path / 'spoken.wav') as page:
+            page.open(f'http://localhost:{serving.server_address[1]}/')
+            page.wait('window.page?.ready')
+            page.evaluate("document.getElementById('listen').click()")
+            page.wait('page.heard.length > 0')
+            heard = page.evaluate('page.heard.map((word) => word.label)')
+    finally:
+        serving.shutdown()
+        serving.server_close()
+    assert heard[0] == model.labels[labels[best]]
 
 
 @needs_browser
