@@ -189,7 +189,7 @@ def test_another_format_is_refused(tmp_path):
     model_lib.save(small.model(), tmp_path)
     path = tmp_path / 'model.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'format': 99}))
-    with pytest.raises(ValueError, match='format 99, this version reads 1; load it with'):
+    with pytest.raises(ValueError, match='format 99, this version reads 2; load it with'):
         model_lib.load(tmp_path)
 
 

@@ -235,9 +235,9 @@ def weight_scale(form: Form, name: str, w):
     Front-end filters are brought to largest magnitude 1 each, other output channels to root mean
     square 1 if the form is `per_channel`. Classes share a step: their logits are compared.
 
-    >>> w = jnp.array([[3.0, 0.0], [4.0, 2.0]])
+    >>> w = jnp.array([[1.0, 2.0], [7.0, 2.0]])
     >>> print(weight_scale(get_form('step_range'), 'head', w))
-    [[3.5355341 1.4142137]]
+    [[5. 2.]]
     >>> weight_scale(get_form('range_bits'), 'head', w)
     1.0
     """

@@ -4,7 +4,7 @@ import pytest
 import small
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def quick_compilation():
     with small.quick_compilation():
         yield
