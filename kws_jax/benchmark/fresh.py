@@ -39,7 +39,7 @@ def measure(cache: pathlib.Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _status(field: str) -> int:
+def resident(field: str) -> int:
     """A size of this process in bytes, by its name in /proc; Linux only."""
     for line in pathlib.Path('/proc/self/status').read_text().splitlines():
         if line.startswith(field + ':'):
@@ -56,14 +56,14 @@ def _main(cache):
     use_compilation_cache(cache)
     jax.block_until_ready(jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))))
     subjects.clips()
-    before = _status('VmRSS')
+    before = resident('VmRSS')
     search = subjects.Searched(arch=True)
     began = time.perf_counter()
     search.compile()
     seconds = time.perf_counter() - began
     for _ in range(3):
         jax.block_until_ready(search())
-    print(json.dumps({'compile_seconds': seconds, 'peak_bytes': _status('VmHWM') - before}))
+    print(json.dumps({'compile_seconds': seconds, 'peak_bytes': resident('VmHWM') - before}))
 
 
 if __name__ == '__main__':

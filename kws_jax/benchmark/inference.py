@@ -18,6 +18,8 @@ import time
 
 import numpy as np
 
+from kws_jax.benchmark.fresh import resident
+
 NOT_STREAMING = 'whole windows at every hop: it keeps nothing from one to the next'
 
 # what runs what: name of the runtime, and of the model's file
@@ -32,16 +34,16 @@ RUNTIMES = {
     'jax_float': ('JAX, jitted', 'float'),
 }
 _NEEDS = {
-    'tflm': ('tflite_micro', 'tflite_micro'),
-    'litert': ('ai_edge_litert', 'ai-edge-litert'),
-    'onnxruntime': ('onnxruntime', 'onnx onnxruntime'),
+    'tflm': {'tflite_micro': 'tflite_micro', 'ai_edge_litert': 'ai-edge-litert'},
+    'litert': {'ai_edge_litert': 'ai-edge-litert'},
+    'onnxruntime': {'onnx': 'onnx', 'onnxruntime': 'onnxruntime'},
 }
 
 
 def missing(runtime: str) -> str:
-    """The packages to install for a runtime, or ''."""
-    module, packages = _NEEDS.get(runtime.split('_')[0], ('json', ''))
-    return packages if importlib.util.find_spec(module) is None else ''
+    """The packages to install for a runtime and the file that it reads, or ''."""
+    needs = _NEEDS.get(runtime.split('_')[0], {})
+    return ' '.join(needs[name] for name in needs if importlib.util.find_spec(name) is None)
 
 
 def recordings(model, data_dir, cache_dir) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +236,7 @@ def _export(model, float_model, folder) -> dict[str, int]:
     if not missing('litert'):
         (folder / 'int8.tflite').write_bytes(export_litert.from_network(network))
         (folder / 'float.tflite').write_bytes(export_litert.from_float(float_model))
-    if not missing('onnxruntime') and importlib.util.find_spec('onnx'):
+    if not missing('onnxruntime'):
         (folder / 'int8.onnx').write_bytes(export_onnx.from_network(network))
         (folder / 'float.onnx').write_bytes(export_onnx.from_float(float_model))
     sizes = {'frontend': network.front_end.taps.size}
@@ -378,13 +380,6 @@ def _seconds(call, budget) -> float:
     return float(np.median(times))
 
 
-def _resident(field: str) -> int:
-    for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(field + ':'):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f'/proc/self/status has no {field}')
-
-
 def _main(name, folder, seconds, predict):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     folder, audio = pathlib.Path(folder), np.load(pathlib.Path(folder) / 'audio.npy')
@@ -392,7 +387,7 @@ def _main(name, folder, seconds, predict):
     modules = {'litert': 'ai_edge_litert.interpreter', 'jax': 'kws_jax.deploy'}
     if kind in ('litert', 'onnxruntime', 'jax'):
         importlib.import_module(modules.get(kind, kind))  # its code is not what the model takes
-    before = _resident('VmRSS')
+    before = resident('VmRSS')
     if kind == 'c':
         runner = _c(folder)
     else:
@@ -401,7 +396,7 @@ def _main(name, folder, seconds, predict):
         )
     clips = [np.ascontiguousarray(clip) for clip in audio]
     runner.run(clips[0])
-    grown = _resident('VmHWM') - before
+    grown = resident('VmHWM') - before
     turn = iter(range(10**9))
     window = _seconds(lambda: runner.run(clips[next(turn) % len(clips)]), seconds)
     file = folder / RUNTIMES[name][1]

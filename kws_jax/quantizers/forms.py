@@ -267,7 +267,8 @@ def round_weight(form: Form, own: dict, name: str, w, bits: int | None):
     scale = weight_scale(form, name, w)
     rounded = form.apply(own, w / scale, bits=bits, signed=True)
     if has_four_levels(form, name, 2) and bits != 1 and 'levels' in own:
-        four = quantize_odd(w / scale, jnp.exp2(own['log_step']) / 3)
+        step = form.step(own, w / scale, bits=2, signed=True) / 3
+        four = quantize_odd(w / scale, step)
         rounded = jnp.where(own['levels'] == largest_code(2, True), four, rounded)
     return rounded * scale
 
