@@ -1,5 +1,6 @@
 """Many runs that differ in one thing: the variants of a config, with several seeds."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -70,6 +71,9 @@ def run(
 ) -> dict:
     """Runs what is not finished; after each run writes the results of all that are.
 
+    What the JSON holds of earlier commands stays there: a run of the same settings is not repeated,
+    even where its folder is gone, and one of other settings takes its place.
+
     Args:
       runs: from `plan`.
       data: `data(settings) -> Dataset` for the `data` group of a configuration.
@@ -79,34 +83,58 @@ def run(
 
     Returns:
       What the JSON holds: `command`, `data`, `hardware`, `wall_seconds` and `runs`, each with its
-      `variant`, `seed`, `architecture` and `rows`, those of its `results.json` less confusions.
+      `variant`, `seed`, `settings` (their hash), `architecture` and `rows`, those of its
+      `results.json` less confusions.
 
     Raises:
-      ValueError: a configuration that cannot run, before any of them starts.
+      ValueError: a configuration that cannot run, or a JSON with results of other recordings,
+        before any run starts.
     """
-    for config in runs.values():
-        pipeline.check(config.to_dict(), data(config.data.to_dict()))
-    results = {'command': command, 'data': None, 'hardware': None, 'wall_seconds': 0.0, 'runs': []}
-    for number, ((variant, seed), config) in enumerate(runs.items()):
-        logging.info('run %d of %d: %s, seed %d', number + 1, len(runs), variant, seed)
-        folder = pathlib.Path(workdir) / f'{variant}-{seed}'
+    settings = {}
+    old = json.loads(path.read_text()) if path.exists() else {'data': None, 'runs': []}
+    for name, config in runs.items():
+        opened = data(config.data.to_dict())
+        pipeline.check(config.to_dict(), opened)
+        settings[name] = _hash(config.to_dict(), opened.fingerprint)
+        if old['data'] and old['data']['fingerprint'] != opened.fingerprint:
+            raise ValueError(
+                f'{path} has results of other recordings or labels; name another --json'
+            )
+    done = {(entry['variant'], entry['seed']): entry for entry in old['runs']}
+    results = old
+    for number, (name, config) in enumerate(runs.items()):
+        logging.info('run %d of %d: %s, seed %d', number + 1, len(runs), *name)
+        if name in done and done[name]['settings'] == settings[name]:
+            logging.info('finished before, kept')
+            continue
+        folder = pathlib.Path(workdir) / '{}-{}'.format(*name)
         found = pipeline.run(config.to_dict(), data(config.data.to_dict()), folder)
-        results['data'], results['hardware'] = found['data'], found['hardware']
-        results['wall_seconds'] += found['wall_seconds']
-        results['runs'].append(
-            {
-                'variant': variant,
-                'seed': seed,
-                'architecture': found['search']['architecture'],
-                'wall_seconds': found['wall_seconds'],
-                'rows': [_row(row) for row in found['rows']],
-            }
-        )
+        done[name] = {
+            'variant': name[0],
+            'seed': name[1],
+            'settings': settings[name],
+            'architecture': found['search']['architecture'],
+            'wall_seconds': found['wall_seconds'],
+            'rows': [_row(row) for row in found['rows']],
+        }
+        entries = [done[name] for name in dict.fromkeys((*runs, *done)) if name in done]
+        results = {
+            'command': command,
+            'data': found['data'],
+            'hardware': found['hardware'],
+            'wall_seconds': sum(entry['wall_seconds'] for entry in entries),
+            'runs': entries,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix('.tmp')
         temporary.write_text(json.dumps(results, indent=1) + '\n')
         os.replace(temporary, path)
     return results
+
+
+def _hash(config: dict, fingerprint: str) -> str:
+    text = json.dumps([config, fingerprint], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _row(row: dict) -> dict:

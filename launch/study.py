@@ -5,7 +5,8 @@
 
 The config file lists its variants as VARIANTS. Each run is one of launch/pipeline.py, in the folder
 VARIANT-SEED of the workdir. The same command continues an interrupted study, and takes up variants
-and seeds that were added; the JSON is written anew after each run, with those that are finished.
+and seeds that were added; the JSON grows by each finished run, and what it holds is not run again,
+even on another machine.
 """
 
 import logging

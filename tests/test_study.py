@@ -83,6 +83,50 @@ def test_what_was_finished_before_an_interruption_is_written_and_not_repeated(do
     assert first['runs'] == json.loads(json.dumps(results['runs'][:1]))
 
 
+def test_what_the_json_holds_is_kept_and_not_run_again(done, source, data, tmp_path, monkeypatch):
+    results, _, workdir = done
+    path = tmp_path / 'r.json'
+    path.write_text((workdir / 'out' / 'r.json').read_text())
+    monkeypatch.setattr(pipeline, 'run', lambda *_: pytest.fail('it ran again'))
+    options = {'workdir': tmp_path / 'runs', 'path': path, 'command': 'study'}
+    again = study.run(study.plan(str(source)), data=lambda _: data, **options)
+    assert again['runs'] == json.loads(json.dumps(results['runs']))
+    one = study.plan(str(source), variants=['three'])
+    assert study.run(one, data=lambda _: data, **options) == again  # `two` is still there
+
+
+def test_another_seed_joins_and_other_settings_replace(done, source, data, tmp_path, monkeypatch):
+    results, _, workdir = done
+    path = tmp_path / 'r.json'
+    path.write_text((workdir / 'out' / 'r.json').read_text())
+    found = json.loads((workdir / 'two-0' / 'results.json').read_text())
+    monkeypatch.setattr(pipeline, 'run', lambda *_: found | {'wall_seconds': 1.0})
+    options = {'workdir': tmp_path / 'runs', 'path': path, 'command': 'study'}
+    runs = study.plan(str(source), variants=['two'], seeds=[0, 1], overrides=['--config.batch=9'])
+    new = study.run(runs, data=lambda _: data, **options)
+    assert [(run['variant'], run['seed']) for run in new['runs']] == [
+        ('two', 0),
+        ('two', 1),
+        ('three', 0),
+    ]
+    assert [run['wall_seconds'] for run in new['runs'][:2]] == [1.0, 1.0]
+    assert new['runs'][2] == json.loads(json.dumps(results['runs'][1]))
+    assert new['wall_seconds'] == 2.0 + new['runs'][2]['wall_seconds']
+
+
+def test_results_of_other_recordings_are_not_mixed(done, source, data, tmp_path):
+    _, _, workdir = done
+    path = tmp_path / 'r.json'
+    content = json.loads((workdir / 'out' / 'r.json').read_text())
+    content['data']['fingerprint'] = 'other'
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='r.json has results of other recordings.*another --json'):
+        study.run(
+            study.plan(str(source)), data=lambda _: data, workdir=tmp_path, path=path, command=''
+        )
+    assert json.loads(path.read_text()) == content
+
+
 def test_a_given_float_model_is_neither_searched_nor_trained(done, float_model):
     _, _, workdir = done
     assert {path.name for path in (workdir / 'two-0').iterdir()} == {'fixed-2-3', 'results.json'}
