@@ -65,7 +65,7 @@ def test_the_miniature_runs_through_every_phase(config, phases, flags, folder, t
 
 
 def ended(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)  # a signal waits until XLA has compiled
     return process.returncode, out, err
 
 

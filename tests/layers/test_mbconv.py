@@ -129,7 +129,7 @@ def test_the_padded_block_equals_the_plain_one_in_output_averages_and_gradients(
             (_, (wide_y, wide_new)), (to_wide, wide_to_x) = padded[layer.name, train](
                 wide, wide_state, x, choice.expansion, choice.kernel
             )
-            np.testing.assert_allclose(wide_y, y, atol=1e-5)
+            np.testing.assert_allclose(wide_y, y, rtol=1e-5, atol=2e-5)  # of sums up to 28
             np.testing.assert_allclose(wide_to_x, to_x, atol=1e-5)
             if not train:
                 wide_new = wide_state
