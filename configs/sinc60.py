@@ -113,7 +113,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
         'batch_statistics': 0.7,
-        'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0},
+        'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0, 'ema': 0.0},
     }
     config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8}
     config.trained_bits = quantized | {
