@@ -87,7 +87,7 @@ def depthwise_shapes() -> list[tuple]:
     return sorted(shapes)
 
 
-def depthwise(rounds: int = 9, shapes: list | None = None) -> dict:
+def depthwise(rounds: int = 5, shapes: list | None = None) -> dict:
     """Forward and both gradients at every shape, summed; the peer is grouped `conv2d`."""
     torch = _torch()
     ours, peers, ratios = [], [], {}
@@ -240,7 +240,7 @@ def _against_layouts(name, what, seconds, macs, **details):
     )
 
 
-def quantized_step(rounds: int = 9) -> dict:
+def quantized_step(rounds: int = 7) -> dict:
     """A step with learned widths everywhere against a float step, both ours."""
     calls = {'float': Trained(architecture()), 'ours': Trained(architecture(), quantized=True)}
     seconds = interleaved(calls, rounds=rounds)
@@ -256,12 +256,12 @@ def quantized_step(rounds: int = 9) -> dict:
 # ------------------------------------------------------------------------------------- supernet
 
 
-def search_weight_step(rounds: int = 15) -> dict:
+def search_weight_step(rounds: int = 11) -> dict:
     """One weight update of a sampled path."""
     return _search_row('search_weight_step', 'one search step: weights', rounds, arch=False)
 
 
-def search_arch_step(rounds: int = 7) -> dict:
+def search_arch_step(rounds: int = 5) -> dict:
     """One weight update, then one arch update that runs every candidate of every layer."""
     return _search_row(
         'search_arch_step', 'one search step: weights, then arch params', rounds, arch=True
@@ -309,7 +309,7 @@ def _torch_search(torch, ours, arch, steps):
     return run
 
 
-def supernet_step(rounds: int = 25) -> dict:
+def supernet_step(rounds: int = 15) -> dict:
     """Sampled supernet steps against steps of one network of average cost, both ours.
 
     The network's MACs are the mean over the space, which is what uniform sampling takes on average.
