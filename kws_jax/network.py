@@ -107,7 +107,8 @@ def apply_stem(
     if transform_image is not None:
         normal = transform_image(normal[..., None])[..., 0]
     y = quant('frontend', 'activation', normal)[..., None]
-    y = small_conv(y, quant('stem', 'weight', params['stem']['w']), stride=space.stem.stride)
+    w = quant('stem', 'weight', params['stem']['w'])
+    y = small_conv(y, w, stride=space.stem.stride, causal=space.causal)
     bn = {'scale': params['stem']['scale'], 'bias': params['stem']['bias']}
     y, new['stem'] = batch_norm(bn, state['stem'], y, train=train)
     return quant('stem', 'activation', relu6(y)), new

@@ -144,6 +144,7 @@ class Layer:
     in_shape: tuple[int, int]
     image_shape: tuple[int, int]
     choices: tuple[Candidate, ...]
+    causal: bool = False
 
     @property
     def keeps_shape(self) -> bool:
@@ -178,6 +179,7 @@ class SearchSpace:
       stem: the first 2-D convolution.
       stages: the searched layers, in order; names must differ.
       head_channels: width of the 1x1 convolution before pooling.
+      causal: whether convolutions see no later frames, so that a stream keeps what it computed.
     """
 
     image_shape: tuple[int, int]
@@ -185,6 +187,7 @@ class SearchSpace:
     stem: Stem
     stages: tuple[Stage, ...]
     head_channels: int
+    causal: bool = False
 
     def __post_init__(self):
         """Raises ValueError where a layer would be left without a convolution to start from."""
@@ -226,6 +229,7 @@ class SearchSpace:
                         in_shape=shape,
                         image_shape=out,
                         choices=choices,
+                        causal=self.causal,
                     )
                 )
                 shape, width = out, stage.channels
@@ -310,7 +314,12 @@ class SearchSpace:
                 for s in data['stages']
             )
             return cls(
-                tuple(data['image_shape']), data['classes'], stem, stages, data['head_channels']
+                tuple(data['image_shape']),
+                data['classes'],
+                stem,
+                stages,
+                data['head_channels'],
+                data.get('causal', False),
             )
         except KeyError as error:
             raise ValueError(f'the description of the search space lacks {error}') from error
@@ -357,7 +366,7 @@ class Architecture:
         return SearchSpace.from_json(data['space']).architecture(data['choices'])
 
 
-def table1_space(image_shape=(98, 60), classes: int = 12) -> SearchSpace:
+def table1_space(image_shape=(98, 60), classes: int = 12, *, causal: bool = False) -> SearchSpace:
     """The raw-audio space of Peter et al. 2021 (arXiv 2104.06666, Table 1).
 
     Two stages of three layers, 20 and 40 channels; expansions 1 to 6, kernels 3, 5 and 7, identity
@@ -376,10 +385,13 @@ def table1_space(image_shape=(98, 60), classes: int = 12) -> SearchSpace:
             Stage('iv', channels=40, layers=3, stride=2, candidates=candidates),
         ),
         head_channels=80,
+        causal=causal,
     )
 
 
-def mfcc_space(image_shape=(51, 10), classes: int = 12, width: float = 1.0) -> SearchSpace:
+def mfcc_space(
+    image_shape=(51, 10), classes: int = 12, width: float = 1.0, *, causal: bool = False
+) -> SearchSpace:
     """The twelve-layer MFCC space of Peter et al. 2020 (arXiv 2012.10138).
 
     `width` (0.75, 1 or 1.25 in the paper) scales 72 and 144 channels, rounded to multiples of 8.
@@ -399,4 +411,5 @@ def mfcc_space(image_shape=(51, 10), classes: int = 12, width: float = 1.0) -> S
         stem=Stem(channels=channels(72), kernel=(11, 5), stride=(2, 1)),
         stages=(Stage('ii', channels(72), 12, 2, mbconvs(range(1, 7), (3, 5, 7))),),
         head_channels=channels(144),
+        causal=causal,
     )

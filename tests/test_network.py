@@ -1,5 +1,6 @@
 """One network: front end, stem, blocks, head."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from kws_jax import frontends, network
+from kws_jax.layers.mbconv import mbconv
 from kws_jax.space import SearchSpace, Stage, Stem, mbconvs
 
 FRONT_END = frontends.make('conv', filters=6, stride=800, compression='relu')  # image 20 x 6
@@ -118,6 +120,27 @@ def test_evaluation_keeps_the_averages_and_training_moves_all_of_them(apply, wei
     assert jax.tree.structure(moved) == jax.tree.structure(state)
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(moved), strict=True):
         assert jnp.any(old != new)
+
+
+def test_a_causal_network_sees_no_later_frames(weights, audio):
+    space = dataclasses.replace(SPACE, causal=True)
+    architecture = space.architecture([choice.name for choice in ARCHITECTURE.choices])
+
+    def maps(audio):
+        y, _ = network.apply_stem(*weights, audio, front_end=FRONT_END, space=space, train=False)
+        for layer in (space.layers[0], space.layers[2]):
+            y, _ = mbconv(*(tree[layer.name] for tree in weights), y, layer=layer, train=False)
+        return y
+
+    # row t of the last map hears frames up to 4 t, and frame 8 ends at sample 6800
+    early, late = maps(audio), maps(audio.at[:, 6800:].add(1.0))
+    np.testing.assert_array_equal(early[:, :3], late[:, :3])
+    assert not np.allclose(early[:, 3], late[:, 3])
+    logits = [
+        network.apply(*weights, audio, front_end=FRONT_END, architecture=a)[0]
+        for a in (architecture, ARCHITECTURE)
+    ]
+    assert not np.allclose(*logits)
 
 
 def test_a_clip_is_evaluated_on_its_own(apply, weights, audio):

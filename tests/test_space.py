@@ -219,12 +219,22 @@ def test_samples_are_uniform_over_each_layer():
 # ------------------------------------------------------------------------------------------ JSON
 
 
-@pytest.mark.parametrize('space', [small_space(), table1_space((98, 40)), mfcc_space(width=1.25)])
+@pytest.mark.parametrize(
+    'space', [small_space(), table1_space((98, 40), causal=True), mfcc_space(width=1.25)]
+)
 def test_spaces_and_architectures_come_back_from_json_text(space):
     assert SearchSpace.from_json(json.loads(json.dumps(space.to_json()))) == space
     architecture = space.sample(np.random.default_rng(3))
     text = json.dumps(architecture.to_json())
     assert Architecture.from_json(json.loads(text)) == architecture
+
+
+def test_a_space_written_before_there_were_causal_ones_is_not():
+    data = table1_space(causal=True).to_json()
+    del data['causal']
+    space = SearchSpace.from_json(data)
+    assert space == table1_space()
+    assert not any(layer.causal for layer in space.layers)
 
 
 def test_json_is_readable_by_people():

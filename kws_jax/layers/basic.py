@@ -147,13 +147,16 @@ def _pointwise_backward(saved, g):
 pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
 
 
-def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Array:
+def small_conv(
+    x: jax.Array, w: jax.Array, *, stride: tuple[int, int], causal: bool = False
+) -> jax.Array:
     """2-D convolution of an image with few channels, padded by half a kernel.
 
     Args:
       x: `[batch, h, w, in]`.
       w: `[kh, kw, in, out]`, odd kernel.
       stride: along h and w.
+      causal: pad rows above alone, so that row t of the output sees none behind `t * stride`.
 
     Returns:
       `[batch, ceil(h / stride), ceil(w / stride), out]`.
@@ -163,23 +166,23 @@ def small_conv(x: jax.Array, w: jax.Array, *, stride: tuple[int, int]) -> jax.Ar
     >>> print(small_conv(x, w, stride=(1, 2)).ravel())
     [210. 432.  54.]
     """
-    return _small_conv(x, w, stride)
+    return _small_conv(x, w, stride, w.shape[0] - 1 if causal else w.shape[0] // 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _small_conv(x, w, stride):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _small_conv(x, w, stride, above):
     if x.shape[-1] > 1:
-        return _product_of_patches(x, w, stride)
+        return _product_of_patches(x, w, stride, above)
     # one fused loop on the CPU, six times as fast forwards as a product of patches
     taps = w.reshape(-1, 1, 1, 1, w.shape[-1])
-    return sum(patch * tap for patch, tap in zip(_patches(x, w, stride), taps, strict=True))
+    return sum(patch * tap for patch, tap in zip(_patches(x, w, stride, above), taps, strict=True))
 
 
-def _patches(x, w, stride):
+def _patches(x, w, stride, above):
     """What lies under each tap, `[batch, h', w', in]` each."""
     kh, kw = w.shape[:2]
     h, width = (-(-x.shape[i + 1] // stride[i]) for i in range(2))
-    padded = jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), (above, kh - 1 - above), (kw // 2, kw // 2), (0, 0)))
     return [
         padded[
             :,
@@ -191,17 +194,17 @@ def _patches(x, w, stride):
     ]
 
 
-def _product_of_patches(x, w, stride):
-    patches = jnp.concatenate(_patches(x, w, stride), axis=-1)
+def _product_of_patches(x, w, stride, above):
+    patches = jnp.concatenate(_patches(x, w, stride, above), axis=-1)
     return pointwise_conv(patches, w.reshape(-1, w.shape[-1]))
 
 
-def _small_conv_forward(x, w, stride):
-    return _small_conv(x, w, stride), (x, w)
+def _small_conv_forward(x, w, stride, above):
+    return _small_conv(x, w, stride, above), (x, w)
 
 
-def _small_conv_backward(stride, saved, g):
-    return jax.vjp(lambda x, w: _product_of_patches(x, w, stride), *saved)[1](g)
+def _small_conv_backward(stride, above, saved, g):
+    return jax.vjp(lambda x, w: _product_of_patches(x, w, stride, above), *saved)[1](g)
 
 
 _small_conv.defvjp(_small_conv_forward, _small_conv_backward)

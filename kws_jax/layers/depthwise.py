@@ -51,6 +51,7 @@ def depthwise_conv(
     *,
     stride: int = 1,
     clip: Clip | None = None,
+    causal: bool = False,
     backend: str | None = None,
 ) -> jax.Array:
     """Correlates each channel of `x` with its own kernel, zero padding of half a kernel around.
@@ -60,6 +61,8 @@ def depthwise_conv(
       w: `[kernel height, kernel width, channels]`, both extents odd.
       stride: step of the kernel, in pixels, along height and width.
       clip: what is done to `x` first, see `Clip`; the padding stays zero.
+      causal: pad rows above alone, so that row t of the output sees none behind `t * stride`; that
+        costs a copy of `x`. Bounds of `clip` must then have zero between them.
       backend: `auto`, `ffi`, `jax` or `platform`; by default `$KWS_JAX_DEPTHWISE`, or else `auto`.
 
     Returns:
@@ -75,8 +78,19 @@ def depthwise_conv(
     [210. 321. 432. 543.  54.]
     >>> print(depthwise_conv(x, w, stride=2).ravel())
     [210. 432.  54.]
+    >>> print(depthwise_conv(x.reshape(1, 5, 1, 1), w.reshape(3, 1, 1), causal=True).ravel())
+    [100. 210. 321. 432. 543.]
     """
     _check(x, w, stride)
+    if causal:
+        y = depthwise_conv(
+            _delayed(x, w.shape[0] // 2, w.shape[0] // 2, clip),
+            w,
+            stride=stride,
+            clip=clip,
+            backend=backend,
+        )
+        return y[:, : -(-x.shape[1] // stride)]
     every_tap = np.array([-1, x.shape[-1]], np.int32)
     return _depthwise(x, w, every_tap, _gate(clip), stride, _choose_backend(backend), False)
 
@@ -89,6 +103,7 @@ def depthwise_conv_dynamic(
     *,
     stride: int = 1,
     clip: Clip | None = None,
+    causal: bool = False,
     backend: str | None = None,
 ) -> jax.Array:
     """`depthwise_conv` with only the centre of the kernel and the first channels; no recompiling.
@@ -103,8 +118,7 @@ def depthwise_conv_dynamic(
         is an array, only the CPU kernel finds out that it is even or too large.
       active_channels: int32 scalar in `0..channels`. May be traced.
       stride: step of the kernel, in pixels.
-      clip: as in `depthwise_conv`.
-      backend: as in `depthwise_conv`.
+      clip, causal, backend: as in `depthwise_conv`.
 
     Returns:
       `[batch, ceil(height / stride), ceil(width / stride), channels]`, zero in later channels.
@@ -126,8 +140,28 @@ def depthwise_conv_dynamic(
         raise ValueError(f'active_kernel must be odd, in 1..{w.shape[0]}, got {active_kernel}')
     if isinstance(active_channels, int) and not 0 <= active_channels <= w.shape[2]:
         raise ValueError(f'active_channels must be in 0..{w.shape[2]}, got {active_channels}')
+    if causal:
+        y = depthwise_conv_dynamic(
+            _delayed(x, active_kernel // 2, w.shape[0] // 2, clip),
+            w,
+            active_kernel,
+            active_channels,
+            stride=stride,
+            clip=clip,
+            backend=backend,
+        )
+        return y[:, : -(-x.shape[1] // stride)]
     active = jnp.stack([jnp.asarray(v, jnp.int32) for v in (active_kernel, active_channels)])
     return _depthwise(x, w, active, _gate(clip), stride, _choose_backend(backend), True)
+
+
+def _delayed(x, rows, most, clip):
+    """`x` moved down by `rows` (may be traced, at most `most`), `most` rows longer; new rows become
+    zero in `clip`, and pass no gradient on."""
+    zero = jnp.zeros(x.shape[-1:], x.dtype) if clip is None else -clip.offset
+    edge = jnp.broadcast_to(zero, (x.shape[0], most, *x.shape[2:]))
+    padded = jnp.concatenate([edge, x, edge], axis=1)
+    return jax.lax.dynamic_slice_in_dim(padded, most - rows, x.shape[1] + most, axis=1)
 
 
 def _gate(clip):

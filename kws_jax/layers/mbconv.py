@@ -111,7 +111,7 @@ def mbconv(params, state, x, *, layer: Layer, train: bool, quant=no_quant):
             y = relu6(y + offset[None, None, None, :])
             y = quant(f'{layer.name}.expand', 'activation', y)
     w = quant(f'{layer.name}.depthwise', 'weight', params['depthwise']['w'])
-    y = depthwise_conv(y, w, stride=layer.stride, clip=clip)
+    y = depthwise_conv(y, w, stride=layer.stride, clip=clip, causal=layer.causal)
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
     y = quant(f'{layer.name}.depthwise', 'activation', relu6(y))
     w = quant(f'{layer.name}.project', 'weight', params['project']['w'])
@@ -197,12 +197,12 @@ def padded_mbconv(params, state, x, *, layer: Layer, expansion, kernel, train: b
       `[batch, h', w', out]` and the new (padded) state.
     """
     return _padded_mbconv(
-        params, state, x, expansion, kernel, layer.stride, layer.keeps_shape, train
+        params, state, x, expansion, kernel, layer.stride, layer.keeps_shape, layer.causal, train
     )
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))  # layers of one shape are traced once
-def _padded_mbconv(params, state, x, expansion, kernel, stride, residual, train):
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))  # layers of one shape are traced once
+def _padded_mbconv(params, state, x, expansion, kernel, stride, residual, causal, train):
     new = {}
     expand, project = params['expand'], params['project']
     w, offset, expand_state = fold_batch_norm(
@@ -226,6 +226,7 @@ def _padded_mbconv(params, state, x, expansion, kernel, stride, residual, train)
         expansion * x.shape[-1],
         stride=stride,
         clip=clip,
+        causal=causal,
     )
     y, new['depthwise'] = batch_norm(_bn(params['depthwise']), state['depthwise'], y, train=train)
     y, new['project'] = pointwise_batch_norm(

@@ -162,6 +162,7 @@ def test_pointwise_batch_norm_is_the_norm_of_the_convolution(layer, channels, tr
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('channels', [1, 2])
 @pytest.mark.parametrize(
     ('kernel', 'stride', 'extent'),
@@ -172,7 +173,9 @@ def test_pointwise_batch_norm_is_the_norm_of_the_convolution(layer, channels, tr
         ((1, 3), (1, 1), (2, 5)),
     ],
 )
-def test_small_conv_is_the_convolution_padded_by_half_a_kernel(kernel, stride, extent, channels):
+def test_small_conv_is_the_convolution_padded_by_half_a_kernel_or_above(
+    kernel, stride, extent, channels, causal
+):
     x, w = normal(0, 2, *extent, channels), normal(1, *kernel, channels, 3)
 
     def wanted(x, w):
@@ -180,11 +183,12 @@ def test_small_conv_is_the_convolution_padded_by_half_a_kernel(kernel, stride, e
             x,
             w,
             stride,
-            [(k // 2, k // 2) for k in kernel],
+            [(kernel[0] - 1, 0) if causal else (kernel[0] // 2,) * 2, (kernel[1] // 2,) * 2],
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
 
-    y, pull = jax.vjp(jax.jit(lambda x, w: small_conv(x, w, stride=stride)), x, w)
+    ours = jax.jit(lambda x, w: small_conv(x, w, stride=stride, causal=causal))
+    y, pull = jax.vjp(ours, x, w)
     assert y.shape == (2, -(-extent[0] // stride[0]), -(-extent[1] // stride[1]), 3)
     plain, plain_pull = jax.vjp(wanted, x, w)
     g = normal(2, *y.shape)

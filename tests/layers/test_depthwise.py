@@ -1,5 +1,6 @@
 """Every form of the depthwise convolution against a sum over taps in float64."""
 
+import functools
 import itertools
 import logging
 import os
@@ -161,6 +162,62 @@ def test_a_clip_of_the_input_equals_clipping_it_before(backend, channels, stride
         y, pull = jax.vjp(jax.jit(function), x, w, offset)
         results.append((y, *pull(g)))
     assert_close(*results)
+
+
+def causal_reference(x, w, g, stride):
+    """`reference` with all padding of rows above: the same on an image moved down by half a
+    kernel."""
+    down = w.shape[0] // 2
+    longer = np.pad(x, ((0, 0), (down, 0), (0, 0), (0, 0)))
+    more = -(-longer.shape[1] // stride) - g.shape[1]
+    y, dx, dw = reference(longer, w, np.pad(g, ((0, 0), (0, more), (0, 0), (0, 0))), stride)
+    return y[:, : g.shape[1]], dx[:, down:], dw
+
+
+@pytest.mark.parametrize('case', SPACE + ODD, ids=str)
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_the_causal_form_has_its_padding_above(backend, case):
+    x, w, g = example(*case)
+    causal = functools.partial(depthwise_conv, stride=case[-1], causal=True, backend=backend)
+    assert_close(run(causal, x, w, g), causal_reference(x, w, g, case[-1]))
+    # what comes later changes nothing
+    t = min(2, g.shape[1] - 1)
+    later = x.copy()
+    later[:, t * case[-1] + 1 :] += 1
+    np.testing.assert_array_equal(causal(x, w)[:, : t + 1], causal(later, w)[:, : t + 1])
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_the_causal_form_takes_clips_and_kernels_in_use(backend, stride):
+    x, w, g = example(9, 6, 12, (7, 7), stride)
+    offset = np.linspace(-1, 1, 12, dtype=np.float32)
+
+    @functools.partial(jax.jit, static_argnums=6)
+    def all_four(x, w, g, offset, kernel, bounds, dynamic):
+        def function(x, w, offset):
+            clip = Clip(offset, *bounds)
+            options = {'stride': stride, 'clip': clip, 'causal': True, 'backend': backend}
+            if dynamic:
+                return depthwise_conv_dynamic(x, w, kernel, 12, **options)
+            return depthwise_conv(x, w, **options)
+
+        y, pull = jax.vjp(function, x, w, offset)
+        return y, *pull(g)
+
+    for kernel, bounds in [(7, (0.0, 0.6)), (5, (0.0, 0.6)), (3, (-np.inf, np.inf))]:
+        edge = (7 - kernel) // 2
+        inner = slice(edge, 7 - edge)
+        shifted = x + offset
+        y, dx, dw = causal_reference(
+            np.clip(shifted, *bounds), w[inner, inner].astype(np.float64), g, stride
+        )
+        dx = np.where((shifted > bounds[0]) & (shifted < bounds[1]), dx, 0)
+        wanted = y, dx, dw, dx.sum((0, 1, 2))
+        y, dx, dw, d_offset = all_four(x, w, g, offset, kernel, bounds, True)
+        assert_close((y, dx, dw[inner, inner], d_offset), wanted)
+        if kernel == 7:
+            assert_close(all_four(x, w, g, offset, kernel, bounds, False), wanted)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

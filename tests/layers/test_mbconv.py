@@ -1,5 +1,6 @@
 """The inverted residual block, plain and padded."""
 
+import dataclasses
 import functools
 
 import chex
@@ -26,6 +27,7 @@ SPACE = SearchSpace(
     head_channels=4,
 )
 STRIDED, RESIDUAL = SPACE.layers
+CAUSAL = dataclasses.replace(RESIDUAL, causal=True)
 BLOCKS = SPACE.layers[0].choices
 WIDTH, KERNEL = 3, 5  # the largest expansion and kernel
 each_layer = pytest.mark.parametrize('layer', SPACE.layers, ids=['strided', 'residual'])
@@ -60,7 +62,8 @@ def plain_block(params, state, x, *, layer, train):
     """The block out of XLA's convolutions and a batch norm written out."""
 
     def conv(x, w, stride=1, groups=1):
-        pad = [(k // 2, k // 2) for k in w.shape[:2]]
+        (kh, kw), top = w.shape[:2], w.shape[0] - 1 if layer.causal else w.shape[0] // 2
+        pad = [(top, kh - 1 - top), (kw // 2, kw // 2)]
         return jax.lax.conv_general_dilated(
             x,
             w,
@@ -89,7 +92,9 @@ def plain_block(params, state, x, *, layer, train):
     return y + x if y.shape == x.shape else y
 
 
-@pytest.mark.parametrize(('layer', 'name'), [(STRIDED, 'e1k5'), (RESIDUAL, 'e3k3')])
+@pytest.mark.parametrize(
+    ('layer', 'name'), [(STRIDED, 'e1k5'), (RESIDUAL, 'e3k3'), (CAUSAL, 'e3k5')]
+)
 def test_the_block_is_expand_depthwise_project_with_batch_norm(layer, name):
     choice = Candidate.from_name(name)
     (params, state), x = some_block(layer, choice), some_input(layer)
@@ -178,6 +183,19 @@ def padded():
         (layer.name, train): make(layer, train) for layer in SPACE.layers for train in (True, False)
     }
     assert len(traces) == len(set(traces))
+
+
+@pytest.mark.parametrize('name', ['e1k5', 'e3k3'])
+def test_the_padded_causal_block_is_the_plain_one_with_its_padding_above(name):
+    choice, x = Candidate.from_name(name), some_input(CAUSAL)
+    params, state = some_block(CAUSAL, choice)
+    width = WIDTH * CAUSAL.in_channels
+    wide = pad_mbconv(params, state, layer=CAUSAL, choice=choice, width=width, kernel=KERNEL)
+    got, _ = padded_mbconv(
+        *wide, x, layer=CAUSAL, expansion=choice.expansion, kernel=choice.kernel, train=False
+    )
+    wanted = plain_block(params, state, x, layer=CAUSAL, train=False)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 @each_layer
