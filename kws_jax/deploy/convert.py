@@ -331,6 +331,7 @@ def from_model(model: Model) -> Network:
         samples=samples,
         labels=tuple(model.labels),
         logit_step=logit_step,
+        causal=space.causal,
     )
 
 

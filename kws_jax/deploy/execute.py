@@ -111,33 +111,40 @@ def image_of_frames(front_end: FrontEnd, frames: np.ndarray) -> np.ndarray:
     return image_row(front_end, frames.astype(np.float64) @ front_end.taps.astype(np.float64))
 
 
-def _convolve(layer: Layer, x: np.ndarray) -> np.ndarray:
+def convolve(layer: Layer, x, rows=(0, 0), xp=np):
+    """Sums of a layer `[batch, h', w', out]`; `rows` of zeros are added above and below `x`."""
     if layer.kind == 'pointwise':
         return (x.astype(np.float64) @ layer.weights.astype(np.float64)).astype(np.int64)
     kh, kw, _ = layer.weights.shape
-    (sh, sw), (height, width) = layer.stride, x.shape[1:3]
-    padded = np.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
-    out_h, out_w = -(-height // sh), -(-width // sw)
+    (sh, sw), width = layer.stride, x.shape[2]
+    padded = xp.pad(x, ((0, 0), rows, (kw // 2, kw // 2), (0, 0)))
+    out_h, out_w = (padded.shape[1] - kh) // sh + 1, -(-width // sw)
     total = 0
     for i in range(kh):
         for j in range(kw):
             under = padded[:, i : i + (out_h - 1) * sh + 1 : sh, j : j + (out_w - 1) * sw + 1 : sw]
-            total = total + under * layer.weights[i, j].astype(np.int64)
+            total = total + under * _across(layer.weights[i, j], under)
     return total
 
 
 def logits_of_image(network: Network, codes: np.ndarray) -> np.ndarray:
     """Image codes `[batch, frames, filters]` to int32 logits `[batch, classes]`."""
-    x = rescale(network.stem, _convolve(network.stem, codes.astype(np.int64)[..., None]))
+    stem, x = network.stem, codes.astype(np.int64)[..., None]
+    x = rescale(stem, convolve(stem, x, network.padding(stem)))
     for block in network.blocks:
-        y = x
+        y, deep = x, block.depthwise
         if block.expand is not None:
-            y = rescale(block.expand, _convolve(block.expand, y))
-        y = rescale(block.depthwise, _convolve(block.depthwise, y))
-        x = rescale(block.project, _convolve(block.project, y), x)
-    sums = rescale(network.head, _convolve(network.head, x)).sum(axis=(1, 2))
+            y = rescale(block.expand, convolve(block.expand, y))
+        y = rescale(deep, convolve(deep, y, network.padding(deep)))
+        x = rescale(block.project, convolve(block.project, y), x)
+    return classify(network, rescale(network.head, convolve(network.head, x)).sum(axis=(1, 2)))
+
+
+def classify(network: Network, sums):
+    """Sums of the head's codes over the map, int64 `[..., channels]`, to int32 logits."""
     classifier = network.classifier
-    return (sums @ classifier.weights.astype(np.int64) + classifier.offset).astype(np.int32)
+    logits = sums @ classifier.weights.astype(np.int64)
+    return (logits + _across(classifier.offset, logits)).astype(np.int32)
 
 
 def run(network: Network, samples: np.ndarray, batch: int = 64) -> np.ndarray:
@@ -196,18 +203,20 @@ def jax_logits(network: Network, image: jax.Array) -> jax.Array:
     """`logits_of_image` in JAX, with 64-bit types enabled."""
     stem = network.stem
     total = small_conv(
-        _real(image)[..., None], stem.weights.astype(np.float32)[:, :, None], stride=stem.stride
+        _real(image)[..., None],
+        stem.weights.astype(np.float32)[:, :, None],
+        stride=stem.stride,
+        causal=network.causal,
     )
     x = rescale(stem, _whole(total), xp=jnp)
     for block in network.blocks:
         y = x if block.expand is None else _pointwise(block.expand, x)
         w, (stride, _) = block.depthwise.weights, block.depthwise.stride
-        total = depthwise_conv(_real(y), jnp.asarray(w, jnp.float32), stride=stride)
+        w = jnp.asarray(w, jnp.float32)
+        total = depthwise_conv(_real(y), w, stride=stride, causal=network.causal)
         y = rescale(block.depthwise, _whole(total), xp=jnp)
         x = _pointwise(block.project, y, x)
-    sums = _pointwise(network.head, x).sum(axis=(1, 2))
-    logits = sums @ network.classifier.weights.astype(np.int64)
-    return (logits + _across(network.classifier.offset, logits)).astype(jnp.int32)
+    return classify(network, _pointwise(network.head, x).sum(axis=(1, 2)))
 
 
 def jitted(network: Network) -> Callable:

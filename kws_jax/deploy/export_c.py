@@ -25,7 +25,8 @@ def memory_timeline(network: Network) -> list[tuple[str, int]]:
     """Bytes of memory that the C runtime holds during each step of a window, in order.
 
     A byte a code. The image and the samples of the frames at work are there all the time; a block
-    holds its input, its output, and as many rows of its expanded input as its kernel has.
+    holds its input, its output, and as many rows of its expanded input as its kernel has. The last
+    step of a causal network is its stream, which takes the place of all others but the front end.
     """
     front_end = network.front_end
     shape = (network.frames, front_end.filters)
@@ -37,18 +38,26 @@ def memory_timeline(network: Network) -> list[tuple[str, int]]:
     size = shape[0] * shape[1] * network.stem.weights.shape[-1]
     row = 4 * shape[1] * network.stem.weights.shape[-1]
     steps.append(('stem', always + _aligned(size) + row))
+    rings, most, row_in_out = 0, row, _aligned(row // 4)
     for block in network.blocks:
         deep, before = block.depthwise, shape
         channels = deep.weights.shape[-1]
         shape = _map_shape(deep, before)
         out = shape[0] * shape[1] * block.project.weights.shape[-1]
         wide = shape[1] * channels
-        ring = 0 if block.expand is None else deep.weights.shape[0] * before[1] * channels
-        scratch = 4 * wide + _aligned(wide) + _aligned(ring)
+        ring = _aligned(deep.weights.shape[0] * before[1] * channels)
+        scratch = 4 * wide + _aligned(wide)
+        rings, most = rings + ring, max(most, scratch)
+        row_in_out = max(row_in_out, _aligned(out // shape[0]))
+        scratch += 0 if block.expand is None else ring
         name = deep.name.removesuffix('.depthwise')
         steps.append((name, always + _aligned(size) + _aligned(out) + scratch))
         size = out
-    steps.append(('head', always + _aligned(size) + 4 * network.head.weights.shape[-1]))
+    sums = 4 * network.head.weights.shape[-1]
+    steps.append(('head', always + _aligned(size) + sums))
+    if network.causal:
+        kept = rings + shape[0] * sums + max(most, sums) + 2 * row_in_out
+        steps.append(('stream', always + kept))
     return steps
 
 

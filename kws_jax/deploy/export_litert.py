@@ -41,10 +41,10 @@ class _Tensor:
 class _Graph:
     """Operations and tensors in the making; every operation returns its output."""
 
-    def __init__(self):
+    def __init__(self, causal: bool):
         from ai_edge_litert import schema_py_generated as schema
 
-        self.schema, self.codes = schema, []
+        self.schema, self.codes, self.causal = schema, [], causal
         self.graph, self.model = schema.SubGraphT(), schema.ModelT()
         self.graph.tensors, self.graph.operators = [], []
         self.model.buffers = [schema.BufferT()]  # the first one is empty
@@ -120,7 +120,8 @@ class _Graph:
 
     def conv(self, x, w, bias, *, stride, depthwise=False, same=True, activation='NONE', **about):
         """`w` `[out, kh, kw, in]`, or `[1, k, k, channels]` if `depthwise`; out = ceil(in / stride)
-        with half a kernel of padding before, if `same`; none otherwise."""
+        with half a kernel of padding before (in causal networks a whole one above), if `same`;
+        none otherwise."""
         kernel, channels = w.shape[1:3], w.shape[3 if depthwise else 0]
         padding = 'VALID'
         if same:
@@ -129,10 +130,13 @@ class _Graph:
                 max((out - 1) * s + k - n, 0)
                 for out, s, k, n in zip(size, stride, kernel, x.shape[1:3], strict=True)
             ]
-            if all(n // 2 == k // 2 for n, k in zip(needed, kernel, strict=True)):
+            before = [k // 2 for k in kernel]
+            if self.causal:
+                before[0] = kernel[0] - 1
+            if all(n // 2 == k for n, k in zip(needed, before, strict=True)):
                 padding = 'SAME'
             else:  # an even extent is padded on its far side first
-                x = self._padded(x, [(k // 2, max(n - k // 2, 0)) for n, k in zip(needed, kernel)])
+                x = self._padded(x, [(k, max(n - k, 0)) for n, k in zip(needed, before)])
         else:
             size = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:3], kernel, stride, strict=True)]
         options = {
@@ -236,7 +240,7 @@ def from_float(model: Model) -> bytes:
         raise ValueError('the model is quantized; export its integer network (from_network)')
     functions, spec = front_end_settings(model, 'LiteRT')
     space = model.architecture.space
-    params, averages, graph = model.params, model.averages, _Graph()
+    params, averages, graph = model.params, model.averages, _Graph(space.causal)
 
     def conv(x, part, state, *, activation='RELU6', stride=(1, 1), depthwise=False):
         factor, offset = folded(part, state)
@@ -302,7 +306,7 @@ def from_network(network: Network) -> bytes:
     Raises:
       ImportError: the package ai-edge-litert is missing.
     """
-    front_end, graph = network.front_end, _Graph()
+    front_end, graph = network.front_end, _Graph(network.causal)
     samples = graph.tensor((1, network.samples), 'INT16', scale=1.0)
     x = _image(graph, front_end, samples)
     x = _layer(graph, network.stem, x)

@@ -104,8 +104,10 @@ def _image(graph: _Graph, columns: str, spec: dict, filters: int, floor: float) 
     return graph.node('Unsqueeze', x, graph.constant(np.array([1], np.int64)))
 
 
-def _pads(kernel) -> list[int]:
-    return [k // 2 for k in kernel] * 2
+def _pads(kernel, causal: bool) -> list[int]:
+    (rows, columns), across = kernel, kernel[1] // 2
+    above = rows - 1 if causal else rows // 2
+    return [above, across, rows - 1 - above, columns - 1 - across]
 
 
 def from_float(model: Model) -> bytes:
@@ -137,7 +139,7 @@ def from_float(model: Model) -> bytes:
             graph.real(w),
             graph.real(offset),
             strides=list(stride),
-            pads=_pads(w.shape[2:]),
+            pads=_pads(w.shape[2:], space.causal),
             group=groups,
         )
 
@@ -231,7 +233,7 @@ def from_network(network: Network) -> bytes:
             weights(codes, layer.rescale.values(), layer.bits),
             graph.real(layer.offset / 2.0**layer.fraction),
             strides=list(layer.stride),
-            pads=_pads(codes.shape[2:]),
+            pads=_pads(codes.shape[2:], network.causal),
             group=len(codes) if layer.kind == 'depthwise' else 1,
         )
         if layer.residual is not None:

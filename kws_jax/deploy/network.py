@@ -6,6 +6,7 @@ output.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -209,6 +210,8 @@ class Network:
       logit_step: a logit times this is what the trained network says.
       decide_every: frames of a stream from one decision to the next, a multiple of
         `FRAMES_AT_ONCE`.
+      causal: whether kernels are padded with rows above alone; a stream then keeps its rows, and
+        the network is not run anew for every decision.
     """
 
     front_end: FrontEnd
@@ -220,15 +223,29 @@ class Network:
     labels: tuple[str, ...]
     logit_step: float
     decide_every: int = FRAMES_AT_ONCE
+    causal: bool = False
 
     def __post_init__(self):
-        """Raises ValueError for decisions that no whole number of batches of frames ends with."""
+        """Raises ValueError for decisions that no whole number of batches of frames ends with, and
+        for a causal network whose batches of frames bring no whole number of rows."""
         if self.decide_every < 1 or self.decide_every % FRAMES_AT_ONCE:
             unit = FRAMES_AT_ONCE * self.front_end.stride / 16
             raise ValueError(
                 f'decisions must be a multiple of {unit:g} ms apart, '
                 f'got {self.decide_every * self.front_end.stride / 16:g} ms'
             )
+
+        strides = self.stem.stride[0] * math.prod(b.depthwise.stride[0] for b in self.blocks)
+        if self.causal and FRAMES_AT_ONCE % strides:
+            raise ValueError(
+                f'a causal network takes {FRAMES_AT_ONCE} frames at a time; its strides, '
+                f'{strides} in all, do not divide that'
+            )
+
+    def padding(self, layer: Layer) -> tuple[int, int]:
+        """Rows of zeros above and below the input of a stem or a depthwise layer."""
+        height = layer.weights.shape[0]
+        return (height - 1, 0) if self.causal else (height // 2, height // 2)
 
     def layers(self) -> Mapping[str, Layer]:
         """Every layer by name, in the order of execution and of storage."""

@@ -4,7 +4,8 @@ All numbers are little-endian. `H` is 16 bits, `I` 32 bits, unsigned.
 
     0   4s  b'KWSI'
     4   H   version, 2
-    6   H   flags: 1 pairs, 2 log, 4 symmetric; bits 3-4 magnitude: 0 abs, 1 relu, 2 plain
+    6   H   flags: 1 pairs, 2 log, 4 symmetric; bits 3-4 magnitude: 0 abs, 1 relu, 2 plain;
+            32 causal: kernels are padded with rows above alone
     8   I   bytes of the file
     12  I   CRC-32 of everything behind it
     16  I   bytes of the JSON text
@@ -186,7 +187,7 @@ def pack(network: Network, facts: dict | None = None, *, text: bool = True) -> b
     about += b' ' * (-len(about) % 4)
     bits = stream(network)
     flags = front_end.pairs | front_end.log << 1 | front_end.symmetric << 2
-    flags |= _MAGNITUDES.index(front_end.magnitude) << 3
+    flags |= _MAGNITUDES.index(front_end.magnitude) << 3 | network.causal << 5
     body = b''.join(map(_layer_header, layers)) + about + bits
     size = _HEAD.size + len(body)
 
@@ -373,5 +374,6 @@ def unpack(content: bytes) -> tuple[Network, dict]:
         labels=tuple(about['labels']),
         logit_step=about['logit_step'],
         decide_every=every,
+        causal=bool(flags & 32),
     )
     return network, about

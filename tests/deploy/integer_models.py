@@ -31,7 +31,9 @@ FRONT_ENDS = {
 
 
 @functools.cache
-def make(front_end='pairs', form='step_range', weight=4, activation=4, inputs=8) -> Model:
+def make(
+    front_end='pairs', form='step_range', weight=4, activation=4, inputs=8, causal=False
+) -> Model:
     """An untrained model with batch norms of some tones and quantizers that fit them."""
     spec = FRONT_ENDS[front_end]
     functions = frontends.make(**spec)
@@ -40,6 +42,7 @@ def make(front_end='pairs', form='step_range', weight=4, activation=4, inputs=8)
         | {
             'image_shape': functions.image_shape,
             'classes': len(small.NAMES),
+            'causal': causal,
             'stages': [
                 small.SPACE['stages'][0] | {'candidates': ('e1k3', 'e2k3', 'e3k5'), 'layers': 3}
             ],

@@ -17,7 +17,7 @@ import pytest
 
 from kws_jax import deploy
 from kws_jax import model as model_lib
-from kws_jax.deploy import export_c, packed, table
+from kws_jax.deploy import export_c, packed, stream, table
 from kws_jax.deploy import network as network_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -80,9 +80,15 @@ def write_wav(path, samples):
 def test_windows_are_those_of_the_reference(tmp_path, compiler, front_end):
     need(compiler)
     audio = integer_models.clips()
-    for weight, activation in ((1, 2), (2, 3), (3, 4), (8, 8)):
-        folder = tmp_path / f'{weight}-{activation}'
-        model = integer_models.make(front_end, weight=weight, activation=activation)
+    for weight, activation, causal in (
+        (1, 2, False),
+        (2, 3, False),
+        (2, 3, True),
+        (3, 4, False),
+        (8, 8, False),
+    ):
+        folder = tmp_path / f'{weight}-{activation}-{causal}'
+        model = integer_models.make(front_end, weight=weight, activation=activation, causal=causal)
         network = export(folder, model)
         functions = library(folder, compiler)
         assert functions.kws_init() == 0
@@ -90,17 +96,17 @@ def test_windows_are_those_of_the_reference(tmp_path, compiler, front_end):
         np.testing.assert_array_equal(windows(functions, audio, 3), expected)
 
 
+@pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('every', [8, 24])
-def test_a_stream_in_any_chunks_decides_as_its_windows_do(tmp_path, every):
+def test_a_stream_in_any_chunks_decides_as_that_of_the_reference(tmp_path, every, causal):
     need('gcc')
-    model = integer_models.make()
+    model = integer_models.make(causal=causal)
     network = dataclasses.replace(deploy.from_model(model), decide_every=every)
     export_c.write(network, tmp_path, costs=model.costs())
     functions = library(tmp_path)
     audio = integer_models.clips().ravel()
     hop = every * network.front_end.stride
-    starts = np.arange(0, len(audio) - 16000 + 1, hop)
-    expected = deploy.run(network, np.stack([audio[s : s + 16000] for s in starts]))
+    expected = stream.logits(network, audio)
     last = (network.frames - 1) * network.front_end.stride + network.front_end.kernel
     rng = np.random.default_rng(0)
     assert functions.kws_init() == 0
@@ -120,9 +126,11 @@ def test_a_stream_in_any_chunks_decides_as_its_windows_do(tmp_path, every):
 
 def test_memory_is_what_the_timeline_says_and_the_file_what_the_costs_say(tmp_path):
     need('gcc')
-    for front_end in integer_models.FRONT_ENDS:
-        network = export(tmp_path / front_end, integer_models.make(front_end))
-        functions = library(tmp_path / front_end)
+    models = {name: integer_models.make(name) for name in integer_models.FRONT_ENDS}
+    models['causal'] = integer_models.make(causal=True)
+    for name, model in models.items():
+        network = export(tmp_path / name, model)
+        functions = library(tmp_path / name)
         core = ctypes.create_string_buffer(1 << 14)
         content = packed.pack(network)
         assert functions.kws_load(core, content, len(content)) == 0
@@ -190,8 +198,13 @@ def test_altered_models_are_refused_or_run_without_touching_what_is_not_theirs(t
     need('clang')
     seeds = tmp_path / 'seeds'
     seeds.mkdir()
-    for front_end, weight in (('pairs', 2), ('odd_pairs', 1), ('relu', 3)):
-        network = export(tmp_path / 'c', integer_models.make(front_end, weight=weight))
+    for front_end, weight, causal in (
+        ('pairs', 2, False),
+        ('odd_pairs', 1, False),
+        ('relu', 3, True),
+    ):
+        model = integer_models.make(front_end, weight=weight, causal=causal)
+        network = export(tmp_path / 'c', model)
         (seeds / f'{front_end}.kws').write_bytes(packed.pack(network, text=False))
     flags = ['-O1', '-g', '-fsanitize=fuzzer,address,undefined', '-fno-sanitize-recover=all']
     source = pathlib.Path(__file__).with_name('fuzz.c')

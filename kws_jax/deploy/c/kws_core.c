@@ -277,13 +277,43 @@ static void follow(kws_layer *l, uint16_t in, uint16_t h, uint16_t w) {
 static uint64_t map_size(const kws_layer *l) { return (uint64_t)l->h * l->w * l->out; }
 static uint64_t aligned(uint64_t size) { return (size + 3u) & ~(uint64_t)3u; }
 
-/* Memory beside its input and output that a block needs: sums and codes of a row, and rows of the
- * expanded input. */
-static uint64_t block_scratch(const kws_layer *expand) {
-  const kws_layer *depthwise = expand + 1;
+/* Memory for sums and codes of a row. */
+static uint64_t row_scratch(const kws_layer *depthwise) {
   const uint64_t row = (uint64_t)depthwise->w * depthwise->out;
-  const uint64_t ring = expand->bits ? (uint64_t)depthwise->kh * expand->w * expand->out : 0u;
-  return 4u * row + aligned(row) + aligned(ring);
+  return 4u * row + aligned(row);
+}
+
+/* Rows of the depthwise layer's input, as many as its kernel has. */
+static uint64_t ring_size(const kws_layer *depthwise) {
+  return aligned((uint64_t)depthwise->kh * depthwise->in_w * depthwise->out);
+}
+
+/* Memory beside its input and output that a block needs. */
+static uint64_t block_scratch(const kws_layer *expand) {
+  return row_scratch(expand + 1) + (expand->bits ? ring_size(expand + 1) : 0u);
+}
+
+/* Lays out what the stream of a causal network keeps, and returns how much it is in all. */
+static uint64_t stream_memory(kws_core *k) {
+  const kws_layer *head = k->layer + 1u + 3u * k->blocks;
+  uint64_t at = 0, scratch = 4u * (uint64_t)k->layer->w * k->layer->out;
+  uint64_t row = aligned((uint64_t)k->layer->w * k->layer->out);
+  uint32_t i; /* what is too large for 32 bits here is refused by its sum */
+  for (i = 0; i < k->blocks; ++i) {
+    const kws_layer *depthwise = k->layer + 2u + 3u * i, *project = depthwise + 1;
+    const uint64_t size = aligned((uint64_t)project->w * project->out);
+    k->ring[i] = (uint32_t)at;
+    at += ring_size(depthwise);
+    scratch = row_scratch(depthwise) > scratch ? row_scratch(depthwise) : scratch;
+    row = size > row ? size : row;
+  }
+  k->sums = (uint32_t)at;
+  at += 4u * (uint64_t)head->h * head->out;
+  k->scratch = (uint32_t)at;
+  scratch = 4u * (uint64_t)head->out > scratch ? 4u * (uint64_t)head->out : scratch;
+  k->in_out = (uint32_t)(at + scratch);
+  k->row_size = (uint32_t)row;
+  return at + scratch + 2u * row;
 }
 
 int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
@@ -298,7 +328,7 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   if (u32(model + 8) != size || checksum(model + 16, size - 16u) != u32(model + 12)) return KWS_BAD_FILE;
   flags = u16(model + 6);
   k->pairs = flags & 1u, k->log = flags >> 1 & 1u, k->symmetric = flags >> 2 & 1u;
-  k->magnitude = flags >> 3 & 3u;
+  k->magnitude = flags >> 3 & 3u, k->causal = flags >> 5 & 1u;
   text = u32(model + 16);
   k->samples = u16(model + 24);
   k->kernel = (uint16_t)u16(model + 26), k->stride = (uint16_t)u16(model + 28);
@@ -401,6 +431,10 @@ int kws_load(kws_core *k, const uint8_t *model, uint32_t size) {
   /* a row of the stem needs its sums beside the map */
   need = aligned(map_size(k->layer)) + 4u * (uint64_t)k->layer->w * k->layer->out;
   work = need > work ? need : work;
+  if (k->causal) {
+    need = stream_memory(k);
+    work = need > work ? need : work;
+  }
   k->image_size = (uint32_t)aligned((uint64_t)k->frames * k->filters);
   k->codes_size = (uint32_t)aligned((uint64_t)k->kernel + (KWS_FRAMES_AT_ONCE - 1u) * k->stride);
   if (work + k->image_size + k->codes_size > 0x7FFFFFFFu) return KWS_TOO_LARGE;
@@ -561,84 +595,99 @@ static void row_codes(const kws_core *k, const kws_layer *l, const int32_t *sums
   }
 }
 
-static void stem(const kws_core *k, const kws_layer *l, int8_t *out, int32_t *sums) {
+/* Rows of padding above the input of a stem or a depthwise layer. */
+static int32_t padding(const kws_core *k, const kws_layer *l) { return k->causal ? l->kh - 1 : l->kh / 2; }
+
+/* A row of the stem, whose kernel lies on rows `above` on of the image, oldest row first; those before
+ * `lowest` are padding. */
+static void stem_row(const kws_core *k, const kws_layer *l, int32_t above, int32_t lowest, int8_t *out,
+                     int32_t *sums) {
   int8_t taps[KWS_MAX_CHANNELS];
-  uint32_t y, p, c;
+  reader r = seek(k->stream, l->weights);
   int32_t ky, kx;
-  for (y = 0; y < l->h; ++y) {
-    reader r = seek(k->stream, l->weights);
-    memset(sums, 0, sizeof *sums * l->w * l->out);
-    for (ky = 0; ky < l->kh; ++ky) {
-      const int32_t from = (int32_t)(y * l->sh) + ky - l->kh / 2;
-      for (kx = 0; kx < l->kw; ++kx) {
-        take_weights(&r, l->bits, l->odd, taps, l->out);
-        if (from < 0 || from >= l->in_h) continue;
-        for (p = 0; p < l->w; ++p) {
-          const int32_t at = (int32_t)(p * l->sw) + kx - l->kw / 2;
-          int32_t x;
-          if (at < 0 || at >= l->in_w) continue;
-          x = k->image[((k->row + (uint32_t)from) % k->frames) * k->filters + (uint32_t)at];
-          for (c = 0; c < l->out; ++c) sums[p * l->out + c] += x * taps[c];
-        }
+  uint32_t p, c;
+  memset(sums, 0, sizeof *sums * l->w * l->out);
+  for (ky = 0; ky < l->kh; ++ky) {
+    const int32_t from = above + ky;
+    for (kx = 0; kx < l->kw; ++kx) {
+      take_weights(&r, l->bits, l->odd, taps, l->out);
+      if (from < lowest || from >= l->in_h) continue;
+      for (p = 0; p < l->w; ++p) {
+        const int32_t at = (int32_t)(p * l->sw) + kx - l->kw / 2;
+        int32_t x;
+        if (at < 0 || at >= l->in_w) continue;
+        x = k->image[((k->row + (uint32_t)from) % k->frames) * k->filters + (uint32_t)at];
+        for (c = 0; c < l->out; ++c) sums[p * l->out + c] += x * taps[c];
       }
     }
-    row_codes(k, l, sums, out + (uint32_t)y * l->w * l->out);
   }
+  row_codes(k, l, sums, out);
+}
+
+/* A row of a block, whose kernel lies on rows `above` on of `rows`, of which row y is at y % count;
+ * those before 0 and from `end` on are padding. `scratch` is as long as row_scratch says. */
+static void block_row(const kws_core *k, const kws_layer *depthwise, const int8_t *rows, int is_signed,
+                      int32_t count, int32_t above, int32_t end, int8_t *scratch, int8_t *out,
+                      const int8_t *block_input, int input_signed) {
+  const kws_layer *project = depthwise + 1;
+  const uint32_t channels = depthwise->out, row = (uint32_t)depthwise->w * channels;
+  const uint32_t in_row = (uint32_t)depthwise->in_w * channels;
+  int32_t *sums = (int32_t *)(void *)scratch;
+  int8_t *codes = scratch + 4u * row;
+  int8_t taps[KWS_MAX_CHANNELS];
+  const int32_t half = depthwise->kw / 2, stride = depthwise->sw;
+  reader r = seek(k->stream, depthwise->weights);
+  int32_t ky, kx;
+  memset(sums, 0, sizeof *sums * row);
+  for (ky = 0; ky < depthwise->kh; ++ky) {
+    const int32_t from = above + ky;
+    const int outside = from < 0 || from >= end;
+    const int8_t *line = outside ? rows : rows + (uint32_t)(from % count) * in_row;
+    for (kx = 0; kx < depthwise->kw; ++kx) {
+      /* columns p with 0 <= p * stride + kx - half < in_w */
+      const int32_t first = half > kx ? (half - kx + stride - 1) / stride : 0;
+      int32_t last = depthwise->in_w - 1 + half - kx;
+      last = last < 0 ? 0 : last / stride + 1;
+      if (last > depthwise->w) last = depthwise->w;
+      take_weights(&r, depthwise->bits, depthwise->odd, taps, channels);
+      if (outside || first >= last) continue;
+      add_tap(sums + (uint32_t)first * channels,
+              line + (uint32_t)(first * stride + kx - half) * channels, is_signed, taps, channels,
+              (uint32_t)(last - first), (uint32_t)stride * channels);
+    }
+  }
+  row_codes(k, depthwise, sums, codes);
+  pointwise(k, project, codes, 0, project->w, out, project->residual ? block_input : 0, input_signed);
 }
 
 /* A block, row by row: of the expanded input only as many rows exist as the kernel has. */
 static void block(const kws_core *k, const kws_layer *expand, const int8_t *in, int in_signed,
                   int8_t *out, int8_t *scratch) {
   const kws_layer *depthwise = expand + 1, *project = expand + 2;
-  const uint32_t channels = depthwise->out, row = (uint32_t)depthwise->w * channels;
-  const uint32_t in_row = (uint32_t)depthwise->in_w * channels;
-  int32_t *sums = (int32_t *)(void *)scratch;
-  int8_t *codes = scratch + 4u * row;
-  int8_t *ring = codes + ((row + 3u) & ~3u);
-  int8_t taps[KWS_MAX_CHANNELS];
-  const int wide = expand->bits != 0u, is_signed = wide ? 0 : in_signed;
-  const int32_t half = depthwise->kw / 2, stride = depthwise->sh;
-  int32_t ready = 0, y, ky, kx;
+  const uint32_t in_row = (uint32_t)depthwise->in_w * depthwise->out;
+  int8_t *ring = scratch + row_scratch(depthwise);
+  const int wide = expand->bits != 0u;
+  int32_t ready = 0, y;
   for (y = 0; y < depthwise->h; ++y) {
-    const int32_t above = y * stride - depthwise->kh / 2;
-    reader r = seek(k->stream, depthwise->weights);
+    const int32_t above = y * depthwise->sh - padding(k, depthwise);
     const uint32_t at = (uint32_t)y * project->w * project->out;
     for (; wide && ready < depthwise->in_h && ready < above + depthwise->kh; ++ready) {
       const uint32_t pixels = expand->w;
       pointwise(k, expand, in + (uint32_t)ready * pixels * expand->in, in_signed, pixels,
                 ring + (uint32_t)(ready % depthwise->kh) * in_row, 0, 0);
     }
-    memset(sums, 0, sizeof *sums * row);
-    for (ky = 0; ky < depthwise->kh; ++ky) {
-      const int32_t from = above + ky;
-      const int outside = from < 0 || from >= depthwise->in_h;
-      const int8_t *line = wide ? ring : in;
-      if (!outside) line += (uint32_t)(wide ? from % depthwise->kh : from) * in_row;
-      for (kx = 0; kx < depthwise->kw; ++kx) {
-        /* columns p with 0 <= p * stride + kx - half < in_w */
-        const int32_t first = half > kx ? (half - kx + stride - 1) / stride : 0;
-        int32_t end = depthwise->in_w - 1 + half - kx;
-        end = end < 0 ? 0 : end / stride + 1;
-        if (end > depthwise->w) end = depthwise->w;
-        take_weights(&r, depthwise->bits, depthwise->odd, taps, channels);
-        if (outside || first >= end) continue;
-        add_tap(sums + (uint32_t)first * channels,
-                line + (uint32_t)(first * stride + kx - half) * channels, is_signed, taps, channels,
-                (uint32_t)(end - first), (uint32_t)stride * channels);
-      }
-    }
-    row_codes(k, depthwise, sums, codes);
-    pointwise(k, project, codes, 0, project->w, out + at, project->residual ? in + at : 0, in_signed);
+    block_row(k, depthwise, wide ? ring : in, wide ? 0 : in_signed,
+              wide ? depthwise->kh : depthwise->in_h, above, depthwise->in_h, scratch, out + at, in + at,
+              in_signed);
   }
 }
 
-static void head(const kws_core *k, const kws_layer *l, const int8_t *in, int in_signed, int32_t *sums,
-                 int32_t *logits) {
-  const kws_layer *classifier = l + 1;
-  const uint32_t pixels = (uint32_t)l->h * l->w;
+/* Sums of the head's codes over `pixels` pixels. */
+static void head(const kws_core *k, const kws_layer *l, const int8_t *in, int in_signed, uint32_t pixels,
+                 int32_t *sums) {
   int8_t weights[KWS_MAX_CHANNELS];
   reader r = seek(k->stream, l->weights);
-  uint32_t o, p, i;
+  uint32_t o, p;
   for (o = 0; o < l->out; ++o) {
     const channel c = channel_of(k, l, o);
     int32_t sum = 0;
@@ -648,7 +697,12 @@ static void head(const kws_core *k, const kws_layer *l, const int8_t *in, int in
     }
     sums[o] = sum;
   }
-  r = seek(k->stream, classifier->weights);
+}
+
+static void classify(const kws_core *k, const kws_layer *classifier, const int32_t *sums, int32_t *logits) {
+  int8_t weights[KWS_MAX_CHANNELS];
+  reader r = seek(k->stream, classifier->weights);
+  uint32_t o, i;
   for (o = 0; o < classifier->out; ++o) {
     reader b = seek(k->stream, classifier->constants + 32u * o);
     const uint32_t low = take(&b, 16u);
@@ -662,11 +716,15 @@ static void head(const kws_core *k, const kws_layer *l, const int8_t *in, int in
 
 /* The image in the ring, oldest row first, to logits. Maps lie at the two ends of the memory in turn. */
 static void network(const kws_core *k, int32_t *logits) {
-  const kws_layer *l = k->layer;
+  const kws_layer *l = k->layer, *last = k->layer + 1u + 3u * k->blocks;
   const int8_t *in = k->work;
   uint32_t size = (uint32_t)aligned(map_size(l)), i;
+  int32_t *sums;
   int low = 1;
-  stem(k, l, k->work, (int32_t *)(void *)(k->work + size));
+  for (i = 0; i < l->h; ++i) {
+    stem_row(k, l, (int32_t)(i * l->sh) - padding(k, l), 0, k->work + i * l->w * l->out,
+             (int32_t *)(void *)(k->work + size));
+  }
   for (i = 0; i < k->blocks; ++i) {
     const kws_layer *expand = k->layer + 1u + 3u * i, *project = expand + 2;
     const uint32_t next = (uint32_t)aligned(map_size(project));
@@ -674,8 +732,68 @@ static void network(const kws_core *k, int32_t *logits) {
     block(k, expand, in, l->low < 0, out, low ? k->work + size : k->work + next);
     in = out, size = next, low = !low, l = project;
   }
-  head(k, k->layer + 1u + 3u * k->blocks, in, l->low < 0,
-       (int32_t *)(void *)(low ? k->work + size : k->work), logits);
+  sums = (int32_t *)(void *)(low ? k->work + size : k->work);
+  head(k, last, in, l->low < 0, (uint32_t)last->h * last->w, sums);
+  classify(k, last + 1, sums, logits);
+}
+
+/* ---------------------------------------------------------------- streams of a causal network */
+
+/* The number of the row behind row `y`; numbers start over where neither the place in the ring nor that
+ * between two strides changes, and as many rows as the kernel has lie before. */
+static uint16_t later(const kws_layer *depthwise, uint16_t y) {
+  const uint32_t turn = (uint32_t)depthwise->kh * depthwise->sh;
+  return (uint16_t)(y + 1u < 2u * turn ? y + 1u : turn);
+}
+
+/* What a row of the image brings, down to the sums of the head; `ahead` rows of it are newer. */
+static void advance(kws_core *k, uint32_t ahead) {
+  const kws_layer *l = k->layer, *last = k->layer + 1u + 3u * k->blocks;
+  int8_t *scratch = k->work + k->scratch, *in = k->work + k->in_out, *out = in + k->row_size;
+  uint32_t i;
+  const int32_t newest = (int32_t)(k->frames - 1u - ahead);
+  if (k->stem_phase != 0u) {
+    --k->stem_phase;
+    return;
+  }
+  k->stem_phase = l->sh - 1u;
+  stem_row(k, l, newest + 1 - l->kh, (int32_t)(k->frames - k->counted), in, (int32_t *)(void *)scratch);
+  for (i = 0; i < k->blocks; ++i) {
+    const kws_layer *expand = k->layer + 1u + 3u * i, *depthwise = expand + 1;
+    const uint32_t in_row = (uint32_t)depthwise->in_w * depthwise->out;
+    const int32_t y = k->next[i];
+    int8_t *ring = k->work + k->ring[i], *line = ring + (uint32_t)(y % depthwise->kh) * in_row;
+    int8_t *other;
+    const int in_signed = l->low < 0;
+    if (expand->bits) {
+      pointwise(k, expand, in, in_signed, expand->w, line, 0, 0);
+    } else {
+      memcpy(line, in, in_row);
+    }
+    k->next[i] = later(depthwise, k->next[i]);
+    if (y % depthwise->sh != 0) return;
+    block_row(k, depthwise, ring, expand->bits ? 0 : in_signed, depthwise->kh, y + 1 - depthwise->kh, y + 1,
+              scratch, out, in, in_signed);
+    l = depthwise + 1, other = in, in = out, out = other;
+  }
+  head(k, last, in, l->low < 0, last->w, (int32_t *)(void *)(k->work + k->sums) + k->sums_next * last->out);
+  k->sums_next = (k->sums_next + 1u) % last->h;
+}
+
+static void decide(const kws_core *k, int32_t *logits) {
+  const kws_layer *last = k->layer + 1u + 3u * k->blocks;
+  const int32_t *sums = (const int32_t *)(const void *)(k->work + k->sums);
+  int32_t *total = (int32_t *)(void *)(k->work + k->scratch);
+  uint32_t y, o;
+  if (!k->causal) {
+    network(k, logits);
+    return;
+  }
+  memset(total, 0, sizeof *total * last->out);
+  for (y = 0; y < last->h; ++y) {
+    for (o = 0; o < last->out; ++o) total[o] += *sums++;
+  }
+  classify(k, last + 1, total, logits);
 }
 
 /* ---------------------------------------------------------------------------------- running */
@@ -683,6 +801,9 @@ static void network(const kws_core *k, int32_t *logits) {
 void kws_restart(kws_core *k) {
   k->row = k->have = k->counted = 0;
   k->due = k->frames;
+  k->stem_phase = k->sums_next = 0;
+  memset(k->next, 0, sizeof k->next);
+  if (k->causal) memset(k->work + k->sums, 0, k->scratch - k->sums);
 }
 
 void kws_window(kws_core *k, const int16_t *samples, int32_t *logits) {
@@ -715,9 +836,14 @@ uint32_t kws_feed(kws_core *k, const int16_t *samples, uint32_t count, int32_t *
     k->have -= batch * k->stride;
     memmove(k->codes, k->codes + batch * k->stride, k->have);
     k->due -= batch;
+    if (k->causal) {
+      uint32_t ahead = batch;
+      k->counted = k->counted + batch < k->frames ? k->counted + batch : k->frames;
+      while (ahead-- != 0u) advance(k, ahead);
+    }
     if (k->due == 0u) {
       k->due = k->every;
-      network(k, logits);
+      decide(k, logits);
       *decided = 1;
       break;
     }

@@ -38,7 +38,7 @@ typedef struct {
   const uint8_t *stream;
   uint32_t samples;
   uint16_t kernel, stride, filters, classes, frames, blocks;
-  uint8_t pairs, log, symmetric, magnitude;
+  uint8_t pairs, log, symmetric, magnitude, causal;
   uint8_t tap_bits, sample_bits, image_bits;
   uint16_t every; /* frames from one decision to the next */
   uint8_t response_fraction, factor_fraction, offset_fraction;
@@ -58,6 +58,14 @@ typedef struct {
   uint32_t have;    /* samples in `codes` */
   uint32_t counted; /* frames so far, at most `frames` */
   uint32_t due;     /* frames until the next decision */
+  /* stream of a causal network: what it keeps of its rows, in `work` */
+  uint32_t ring[KWS_MAX_BLOCKS]; /* of the depthwise layer's input: [kh][in_w][out] */
+  uint16_t next[KWS_MAX_BLOCKS]; /* number of the row that comes next, see `later` */
+  uint32_t sums;                 /* of the head's codes, [h][out] */
+  uint32_t scratch, in_out;      /* memory for a row of a block; for two rows of `row_size` bytes */
+  uint32_t row_size;
+  uint32_t stem_phase;           /* frames until the stem's next row */
+  uint32_t sums_next;            /* where the next sums go */
 } kws_core;
 
 /* Reads and checks a packed model of `size` bytes, which must stay where it is.
@@ -71,7 +79,8 @@ void kws_window(kws_core *k, const int16_t *samples, int32_t *logits);
 
 /* Streaming: forgets everything; takes samples, up to the next decision. Returns how many it took and
  * sets *decided to 1 if logits were written: of the last k->samples samples, every
- * k->every frames. */
+ * k->every frames. A causal network computes each row of its maps once; rows at the start of a window
+ * have heard what came before it. */
 void kws_restart(kws_core *k);
 uint32_t kws_feed(kws_core *k, const int16_t *samples, uint32_t count, int32_t *logits, int *decided);
 
