@@ -86,7 +86,7 @@ def main(argv):
         raise SystemExit(f'export: {error}') from None
     except ImportError as error:
         raise SystemExit(f'export: {error}; pip install .[export]') from None
-    print(table.layers(network))
+    print(table.layers(network, export_c.memory_timeline(network)))
     if _FORMAT.value == 'c' and firmware.available():
         image = firmware.build(out)
         print(

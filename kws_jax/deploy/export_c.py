@@ -4,7 +4,7 @@ import json
 import pathlib
 import shutil
 
-from kws_jax.deploy import packed
+from kws_jax.deploy import packed, table
 from kws_jax.deploy.network import FRAMES_AT_ONCE, Layer, Network
 
 _C = pathlib.Path(__file__).with_name('c')
@@ -117,6 +117,7 @@ def manifest(network: Network, costs: dict, facts: dict, points: dict | None = N
         'file_bytes': len(packed.pack(network)),
         'memory_bytes': memory_bytes(network),
         'macs': costs['macs'],
+        'macs_per_second': round(table.macs_per_second(network)),
         'mean_weight_bits': costs['mean_weight_bits'],
         'mean_activation_bits': costs['mean_activation_bits'],
         'card': facts,

@@ -1,6 +1,6 @@
 """What an integer network costs, layer by layer."""
 
-from kws_jax.deploy import export_c, packed
+from kws_jax.deploy import packed
 from kws_jax.deploy.network import Network
 
 
@@ -36,8 +36,22 @@ def rows(network: Network) -> list[dict]:
     return found
 
 
-def layers(network: Network) -> str:
-    """Flash and MACs of every layer, and the memory of every step of the C runtime, as text."""
+def macs_per_second(network: Network) -> float:
+    """Multiply-accumulates for a second of a stream of 16 kHz: every frame once, and the network
+    behind for every decision; of a causal one every row of every map once."""
+    front_end, others = network.front_end, rows(network)[1:]
+    frames = 16000 / front_end.stride
+    total = frames * front_end.kernel * front_end.taps.shape[1]
+    decisions, apart, height = frames / network.decide_every, 1, network.frames
+    for row, layer in zip(others, network.layers().values(), strict=True):
+        apart, height = apart * layer.stride[0], -(-height // layer.stride[0])
+        once_a_row = network.causal and layer.kind != 'classifier'
+        total += row['macs'] * (frames / apart / height if once_a_row else decisions)
+    return total
+
+
+def layers(network: Network, memory: list[tuple[str, int]]) -> str:
+    """Flash and MACs of every layer, and the `memory` of every step of a runtime, as text."""
     own = rows(network)
     lines = [f'{"layer":16}{"bits W":>7}{"bits out":>9}{"flash":>10}{"MACs":>12}']
     for row in own:
@@ -47,10 +61,12 @@ def layers(network: Network) -> str:
         )
     flash, macs = (sum(row[key] for row in own) for key in ('flash_bytes', 'macs'))
     lines.append(f'{"all":32}{flash:10,.1f}{macs:12,}')
-    steps = export_c.memory_timeline(network)
-    most = max(size for _, size in steps)
+    hop = network.decide_every * network.front_end.stride / 16
+    stream = f'a second of a stream, a decision every {hop:g} ms'
+    lines.append(f'{stream:42}{round(macs_per_second(network)):12,}')
+    most = max(size for _, size in memory)
     lines += ['', 'memory of the C runtime, step by step']
-    for name, size in steps:
+    for name, size in memory:
         mark = '  <- most' if size == most else ''
         lines.append(f'{name:16}{size:10,} {"#" * round(40 * size / most)}{mark}')
     return '\n'.join(lines)

@@ -148,6 +148,26 @@ def test_the_table_adds_up_to_the_costs():
     assert math.ceil(sum(row['flash_bytes'] for row in rows)) == costs['flash_bytes']
 
 
+def test_a_stream_costs_its_windows_and_a_causal_one_its_rows():
+    model = integer_models.make()
+    network = deploy.from_model(model)
+    # 49 frames of 400 samples a window, 16000 / 320 = 50 a second, a decision every 8
+    front_end = 400 * 16
+    per_window = model.costs()['macs'] - 49 * front_end
+    expected = 50 * front_end + per_window * 50 / 8
+    assert table.macs_per_second(network) == pytest.approx(expected)
+    # maps of 25 and 13 rows: 25 and 12.5 a second
+    causal = deploy.from_model(integer_models.make(causal=True))
+    by_name = {row['name']: row['macs'] for row in table.rows(causal)}
+    wide = by_name['stem'] + by_name['a.0.expand']
+    classifier = by_name['classifier']
+    deep = per_window - wide - classifier
+    expected = 50 * front_end + wide * 25 / 25 + deep * 12.5 / 13 + classifier * 50 / 8
+    assert table.macs_per_second(causal) == pytest.approx(expected)
+    text = table.layers(causal, [('stem', 10), ('head', 20)])
+    assert f'{round(expected):,}' in text and text.endswith('<- most')
+
+
 def test_the_logarithm_of_the_runtime_has_the_same_table():
     source = (ROOT / 'kws_jax/deploy/c/kws_core.c').read_text()
     (body,) = re.findall(r'kLog\[257\] = \{(.*?)\}', source, flags=re.DOTALL)

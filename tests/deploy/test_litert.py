@@ -22,9 +22,12 @@ def run(content, audio):
     return made.get_tensor(found['index'])
 
 
-@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
-def test_a_float_model_gives_its_own_logits(front_end):
-    made, audio = integer_models.make(front_end), integer_models.clips()
+@pytest.mark.parametrize(
+    ('front_end', 'causal'),
+    [*((name, False) for name in sorted(integer_models.FRONT_ENDS)), ('pairs', True)],
+)
+def test_a_float_model_gives_its_own_logits(front_end, causal):
+    made, audio = integer_models.make(front_end, causal=causal), integer_models.clips()
     model = type(made)(made.front_end, made.architecture, made.labels, made.params, made.averages)
     expected = np.asarray(model.predictor()(audio))
     found = run(export_litert.from_float(model), audio)
@@ -32,9 +35,13 @@ def test_a_float_model_gives_its_own_logits(front_end):
 
 
 @pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
-@pytest.mark.parametrize(('weight', 'activation'), [(1, 2), (3, 4), (8, 8)])
-def test_a_quantized_model_gives_nearly_the_logits_of_its_integers(front_end, weight, activation):
-    model = integer_models.make(front_end, weight=weight, activation=activation)
+@pytest.mark.parametrize(
+    ('weight', 'activation', 'causal'), [(1, 2, False), (3, 4, False), (8, 8, False), (8, 8, True)]
+)
+def test_a_quantized_model_gives_nearly_the_logits_of_its_integers(
+    front_end, weight, activation, causal
+):
+    model = integer_models.make(front_end, weight=weight, activation=activation, causal=causal)
     network, audio = deploy.from_model(model), integer_models.clips(30)
     expected = deploy.run(network, audio) * network.logit_step
     found = run(export_litert.from_network(network), audio)

@@ -21,26 +21,31 @@ def run(model, audio, *, exact=False):
     return session.run(['logits'], {'samples': audio})[0]
 
 
-def float_model(front_end):
+def float_model(front_end, causal):
     """The integer tests' network before it was quantized."""
-    model = integer_models.make(front_end)
+    model = integer_models.make(front_end, causal=causal)
     return type(model)(
         model.front_end, model.architecture, model.labels, model.params, model.averages
     )
 
 
-@pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
-def test_a_float_model_gives_its_own_logits(front_end):
-    model, audio = float_model(front_end), integer_models.clips()
+@pytest.mark.parametrize(
+    ('front_end', 'causal'),
+    [*((name, False) for name in sorted(integer_models.FRONT_ENDS)), ('pairs', True)],
+)
+def test_a_float_model_gives_its_own_logits(front_end, causal):
+    model, audio = float_model(front_end, causal), integer_models.clips()
     found = run(export_onnx.from_float(model), audio)
     expected = np.asarray(model.predictor()(audio))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
-@pytest.mark.parametrize(('weight', 'activation'), [(1, 2), (3, 4), (8, 8)])
-def test_a_quantized_model_gives_the_logits_of_its_integers(front_end, weight, activation):
-    model = integer_models.make(front_end, weight=weight, activation=activation)
+@pytest.mark.parametrize(
+    ('weight', 'activation', 'causal'), [(1, 2, False), (3, 4, False), (8, 8, False), (3, 4, True)]
+)
+def test_a_quantized_model_gives_the_logits_of_its_integers(front_end, weight, activation, causal):
+    model = integer_models.make(front_end, weight=weight, activation=activation, causal=causal)
     network, audio = deploy.from_model(model), integer_models.clips(30)
     exported = export_onnx.from_network(network)
     expected = deploy.run(network, audio)

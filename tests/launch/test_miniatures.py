@@ -44,6 +44,7 @@ def start(folder, tmp_path, *flags):
         ('profiles', ['float', 'trained-bits'], []),
         ('architectures', ['float'], []),
         ('cliff', ['float', 'fixed-4-4'], []),
+        ('causal', ['float', 'trained-bits'], []),
     ],
 )
 def test_the_miniature_runs_through_every_phase(config, phases, flags, folder, tmp_path):
