@@ -178,7 +178,9 @@ def test_every_run_is_checked_before_the_first_starts(source, data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('name', ['architectures', 'bits', 'causal', 'cliff', 'front_ends', 'profiles'])
+@pytest.mark.parametrize(
+    'name', ['architectures', 'bits', 'causal', 'cliff', 'front_ends', 'profiles']
+)
 def test_the_studies_describe_runs_that_are_possible(name):
     classes = [str(i) for i in range(12)]
     for config in study.plan(f'configs/{name}.py').values():
