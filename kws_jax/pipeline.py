@@ -16,14 +16,13 @@ from kws_jax.data.batches import steps_per_epoch
 from kws_jax.model import Model
 from kws_jax.search import SEARCHERS, Problem, SearchResult, describe, prices, proxyless
 from kws_jax.space import SearchSpace, mfcc_space, table1_space
-from kws_jax.training.runs import (
+from kws_jax.training.quantized_runs import (
     check_trained_bits,
     check_widths,
-    evaluate_model,
     quantize_fixed,
     quantize_trained,
-    train,
 )
+from kws_jax.training.runs import evaluate_model, train
 from kws_jax.training.steps import check_recipe
 
 SPACES = {'table1': table1_space, 'mfcc': mfcc_space}

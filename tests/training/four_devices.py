@@ -12,7 +12,7 @@ import small
 from kws_jax import costs, frontends, quantizers
 from kws_jax.search import prices
 from kws_jax.search.step import arch_adam, init_search_state, make_search_chunk, supernet_sgd
-from kws_jax.training import runs
+from kws_jax.training import quantized_runs
 from kws_jax.training.devices import Placement
 from kws_jax.training.state import adam_cosine, sgd
 from kws_jax.training.steps import Quantization, Recipe, init_train_state, make_train_chunk
@@ -42,7 +42,7 @@ def float_step():
 def quantized_step():
     """State and chunk of a training whose bit-widths are learned."""
     model, form = small.model(('e2k3', 'identity')), quantizers.FORMS['step_range']
-    sites, optimizer = runs._sites(model), sgd(lr=0.1, steps=10, weight_decay=1e-4)
+    sites, optimizer = quantized_runs._sites(model), sgd(lr=0.1, steps=10, weight_decay=1e-4)
     start = quantizers.uniform_bits(*sites.values(), weight=8, activation=8)
     quantization = Quantization(
         form=form,
@@ -56,7 +56,7 @@ def quantized_step():
         model.averages,
         optimizer,
         recipe=RECIPE,
-        quant=runs.start_quantizers(model, data=small.data(), form=form, bits=start),
+        quant=quantized_runs.start_quantizers(model, data=small.data(), form=form, bits=start),
         quant_optimizer=quantization.optimizer,
     )
     return state, chunk

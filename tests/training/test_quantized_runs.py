@@ -12,7 +12,7 @@ from kws_jax import costs, quantizers
 from kws_jax.model import Model, quantized_taps
 from kws_jax.quantizers.forms import FORMS, MAX_BITS, is_signed
 from kws_jax.space import table1_space
-from kws_jax.training import runs
+from kws_jax.training import quantized_runs
 
 QUANT = {
     'form': 'range_bits',
@@ -52,7 +52,7 @@ def table1_model(architecture):
 
 def learned_params(model, rng):
     """Parameters of the form `range_bits` with a random learned profile, and the tensor sizes."""
-    sites = runs._sites(model)
+    sites = quantized_runs._sites(model)
     params = {}
     for kind in ('weight', 'activation'):
         for name in sites[f'{kind}_sites']:
@@ -78,11 +78,11 @@ def test_a_flash_budget_is_met_to_2_percent_and_never_exceeded(flash_bytes):
     space = table1_space(image_shape=(98, 60))
     for choices in (['e2k5'] * 6, ['e3k3', 'identity', 'e1k7', 'e4k3', 'e2k3', 'identity']):
         model = table1_model(space.architecture(choices))
-        mean = runs.flash_to_mean_bits(model, flash_bytes)
+        mean = quantized_runs.flash_to_mean_bits(model, flash_bytes)
         for _ in range(3):
             params, sites = learned_params(model, rng)
             budget = {'weight': mean, 'activation': 3.3}
-            bits = runs.whole_bits(FORMS['range_bits'], params, sites, budget)
+            bits = quantized_runs.whole_bits(FORMS['range_bits'], params, sites, budget)
             stored = stored_bytes(model, bits)
             least_kept = min(flash_bytes, stored_bytes(model, everywhere(sites, 8)))
             assert 0.98 * least_kept <= stored <= flash_bytes
@@ -99,10 +99,12 @@ def test_too_little_flash_is_an_error_that_says_how_much_is_enough():
     with pytest.raises(
         ValueError, match='flash_bytes must be at least [0-9]+ .* got 9000'
     ) as error:
-        runs.flash_to_mean_bits(model, 9000)
+        quantized_runs.flash_to_mean_bits(model, 9000)
     least = int(str(error.value).split('at least ')[1].split()[0])
-    assert 2 <= runs.flash_to_mean_bits(model, least) < 2.001
-    assert stored_bytes(model, everywhere(runs._sites(model), 2)) == pytest.approx(least, abs=1)
+    assert 2 <= quantized_runs.flash_to_mean_bits(model, least) < 2.001
+    assert stored_bytes(model, everywhere(quantized_runs._sites(model), 2)) == pytest.approx(
+        least, abs=1
+    )
 
 
 def test_without_a_budget_each_width_is_rounded_within_its_bounds():
@@ -117,14 +119,14 @@ def test_without_a_budget_each_width_is_rounded_within_its_bounds():
         name: {k: params(b, k == 'weight') for k, b in own.items()} for name, own in learned.items()
     }
     sites = {'weight_sites': {'stem': 9, 'head': 5}, 'activation_sites': {'stem': 7}}
-    assert runs.whole_bits(form, given, sites, None) == {
+    assert quantized_runs.whole_bits(form, given, sites, None) == {
         'stem': {'weight': 2, 'activation': 1},
         'head': {'weight': 8},
     }
 
 
 def test_a_budget_has_a_price_above_it_only():
-    price = runs.budget_price(mean=3.0, strength=2.0)
+    price = quantized_runs.budget_price(mean=3.0, strength=2.0)
     np.testing.assert_allclose([price(jnp.float32(b)) for b in (1, 3, 3.5, 5)], [0, 0, 0.5, 8])
     slopes = [jax.grad(price)(jnp.float32(b)) for b in (2, 3.5, 5)]
     np.testing.assert_allclose(slopes, [0, 2, 8])
@@ -137,7 +139,7 @@ def test_a_budget_has_a_price_above_it_only():
 def test_a_width_out_of_range_is_named(weight, activation, tmp_path):
     wrong = 'weight' if weight != 4 else 'activation'
     with pytest.raises(ValueError, match=rf'{wrong} must be in 1\.\.8 bits \(or 16\), got'):
-        runs.quantize_fixed(
+        quantized_runs.quantize_fixed(
             small.model(),
             weight=weight,
             activation=activation,
@@ -150,7 +152,7 @@ def test_a_width_out_of_range_is_named(weight, activation, tmp_path):
 
 def test_an_unknown_price_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="price must be 'budget' or 'linear', got 'free'"):
-        runs.quantize_trained(
+        quantized_runs.quantize_trained(
             small.model(), data=None, config=QUANT | {'price': 'free'}, workdir=tmp_path, name='x'
         )
 
@@ -164,7 +166,7 @@ def test_an_unknown_price_is_an_error(tmp_path):
 )
 def test_a_profile_that_cannot_be_had_is_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
-        runs.check_trained_bits(QUANT | changes)
+        quantized_runs.check_trained_bits(QUANT | changes)
 
 
 @pytest.mark.parametrize('profile', ['sensitivity', 'random', 'uniform'])
@@ -173,13 +175,15 @@ def test_widths_that_were_not_learned_meet_the_budget(profile, tmp_path):
     budget = {'price': 'budget', 'mean_weight_bits': 3.0, 'mean_activation_bits': 4.0}
     config = QUANT | budget | {'form': 'step_range', 'strength': 1.0, 'profile': profile}
     config |= {'learn_epochs': 1, 'epochs': 1}
-    done = runs.quantize_trained(model, data=data, config=config, workdir=tmp_path, name='x')
+    done = quantized_runs.quantize_trained(
+        model, data=data, config=config, workdir=tmp_path, name='x'
+    )
     # learning and fine-tuning in one: as many epochs as a learned profile has
-    per_epoch = runs.steps_per_epoch(data, config['batch'])
+    per_epoch = quantized_runs.steps_per_epoch(data, config['batch'])
     finished = json.loads((tmp_path / 'finetune' / 'finished.json').read_text())
     assert finished['step'] == 2 * per_epoch and not (tmp_path / 'learn').exists()
     for kind, mean in (('weight', 3.0), ('activation', 4.0)):
-        bits, sizes = done.bits(kind), runs._sites(model)[f'{kind}_sites']
+        bits, sizes = done.bits(kind), quantized_runs._sites(model)[f'{kind}_sites']
         assert costs.mean_bits(bits, sizes) <= mean
         if profile == 'sensitivity':  # no tensor can have one more
             more = [bits | {n: b + 1} for n, b in bits.items() if b < 8]
@@ -191,9 +195,9 @@ def test_widths_that_were_not_learned_meet_the_budget(profile, tmp_path):
 def test_rounding_harms_less_the_more_bits_there_are():
     data, model = small.data(), start()
     form = FORMS['step_range']
-    bits = quantizers.uniform_bits(*runs._sites(model).values(), weight=4, activation=4)
-    params = runs.start_quantizers(model, data=data, form=form, bits=bits)
-    losses = runs._rounding_losses(model, params, form, data=data)
+    bits = quantizers.uniform_bits(*quantized_runs._sites(model).values(), weight=4, activation=4)
+    params = quantized_runs.start_quantizers(model, data=data, form=form, bits=bits)
+    losses = quantized_runs._rounding_losses(model, params, form, data=data)
     assert set(losses) == {(site, kind) for site, own in params.items() for kind in own}
     for (site, kind), by_width in losses.items():
         assert min(by_width) == (2 if is_signed(site, kind) else 1) and max(by_width) == 8
@@ -215,10 +219,10 @@ def start():
 def trained(tmp_path_factory):
     """A model with learned widths, the models that taught it, the run's folder and the data."""
     workdir, data = tmp_path_factory.mktemp('trained'), small.data()
-    teachers, original = [], runs.float_logits
+    teachers, original = [], quantized_runs.float_logits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, 'float_logits', lambda m: teachers.append(m) or original(m))
-        model = runs.quantize_trained(
+        patch.setattr(quantized_runs, 'float_logits', lambda m: teachers.append(m) or original(m))
+        model = quantized_runs.quantize_trained(
             start(), data=data, config=QUANT, workdir=workdir, name='paper'
         )
     return model, teachers, workdir, data
@@ -230,7 +234,7 @@ def test_widths_fall_under_a_price_per_bit_and_end_whole(trained):
     for kind in ('weight', 'activation'):
         bits = model.bits(kind)
         assert all(isinstance(b, int) and 2 <= b <= 8 for b in bits.values())
-        assert costs.mean_bits(bits, runs._sites(model)[f'{kind}_sites']) < 5
+        assert costs.mean_bits(bits, quantized_runs._sites(model)[f'{kind}_sites']) < 5
         shown = quantizers.learned_bits(FORMS['range_bits'], model.quant['params'], kind)
         assert {name: float(b) for name, b in shown.items()} == bits
     assert model.card['budget'] is None and model.card['wall_seconds'] > 0
@@ -244,7 +248,7 @@ def test_the_float_model_teaches_both_parts(trained):
 
 def test_the_returned_model_scores_what_the_run_reported(trained):
     model, _, _, data = trained
-    score = runs.evaluate_model(model, data, 'validation')
+    score = quantized_runs.evaluate_model(model, data, 'validation')
     assert score['accuracy'] == pytest.approx(model.card['validation_accuracy'], abs=1e-6)
     assert score['labels'] == list(small.NAMES)
 
@@ -252,9 +256,9 @@ def test_the_returned_model_scores_what_the_run_reported(trained):
 def test_a_finished_run_is_not_trained_again(trained, monkeypatch):
     model, _, workdir, data = trained
     monkeypatch.setattr(
-        runs, 'make_train_chunk', lambda **_: lambda *_: pytest.fail('trains again')
+        quantized_runs, 'make_train_chunk', lambda **_: lambda *_: pytest.fail('trains again')
     )
-    again = runs.quantize_trained(
+    again = quantized_runs.quantize_trained(
         start(), data=data, config=QUANT, workdir=str(workdir), name='paper'
     )
     assert again.quant['bits'] == model.quant['bits']
