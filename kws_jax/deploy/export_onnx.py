@@ -2,10 +2,12 @@
 
 Both take int16 samples `[batch, samples]` and give float logits `[batch, classes]`.
 
-In the quantized graph activations are the codes of the integer network: every QuantizeLinear and
-DequantizeLinear of one has scale 1, and what a runtime multiplies sums by is the scale of the
-weights, a value per output channel. Weights of up to four bits are stored as INT4, wider ones as
-INT8; ONNX has no container for other widths.
+In the quantized graph weights and activations are the codes of the integer network: every
+QuantizeLinear and DequantizeLinear has scale 1. Sums of products are whole numbers below 2^24,
+which float32 holds; they become the next layer's codes in float64, by the very multipliers and
+offsets of the integer network. So a runtime need only compute as IEEE 754 says to give its logits,
+bit for bit. Weights of up to four bits are stored as INT4, wider ones as INT8; ONNX has no
+container for other widths.
 """
 
 import math
@@ -13,7 +15,7 @@ import math
 import numpy as np
 
 from kws_jax.deploy.convert import folded, front_end_settings
-from kws_jax.deploy.network import LOG_FRACTION, Layer, Network
+from kws_jax.deploy.network import LOG_FRACTION, FrontEnd, Layer, Network, log_table
 from kws_jax.frontends.base import MAGNITUDE_FLOOR
 from kws_jax.model import Model
 
@@ -57,15 +59,25 @@ class _Graph:
     def clip(self, x: str, low: float, high: float) -> str:
         return self.node('Clip', x, self.real(low), self.real(high))
 
-    def finish(self, name, logits: str, *, samples: int, classes: int, facts: dict) -> bytes:
+    def finish(
+        self, name, logits: str, *, samples: int, classes: int, facts: dict, integers: str = ''
+    ) -> bytes:
         """The whole, checked and serialized."""
         onnx, kinds = self.onnx, self.onnx.TensorProto
-        self.nodes.append(onnx.helper.make_node('Identity', [logits], ['logits'], 'logits'))
+        outputs = []
+        for output, of, kind in (
+            ('logits', logits, kinds.FLOAT),
+            ('integers', integers, kinds.INT32),
+        ):
+            if of:
+                self.nodes.append(onnx.helper.make_node('Identity', [of], [output], output))
+                info = onnx.helper.make_tensor_value_info(output, kind, ['batch', classes])
+                outputs.append(info)
         graph = onnx.helper.make_graph(
             self.nodes,
             name,
             [onnx.helper.make_tensor_value_info('samples', kinds.INT16, ['batch', samples])],
-            [onnx.helper.make_tensor_value_info('logits', kinds.FLOAT, ['batch', classes])],
+            outputs,
             self.constants,
         )
         model = onnx.helper.make_model(
@@ -185,6 +197,109 @@ def from_float(model: Model) -> bytes:
     )
 
 
+class _Whole:
+    """Arithmetic on whole numbers in float64 nodes: exact, as all of them stay below 2^53."""
+
+    def __init__(self, graph: _Graph):
+        self.graph, self.kinds = graph, graph.onnx.TensorProto
+
+    def exact(self, value) -> str:
+        """A stored float64 tensor."""
+        return self.graph.constant(np.asarray(value, np.float64))
+
+    def cast(self, x, kind='DOUBLE') -> str:
+        return self.graph.node('Cast', x, to=getattr(self.kinds, kind))
+
+    def times(self, x, value) -> str:
+        return self.graph.node('Mul', x, self.exact(value))
+
+    def plus(self, x, value) -> str:
+        return self.graph.node('Add', x, self.exact(value))
+
+    def rounded(self, x) -> str:
+        """`floor(x + 1/2)`."""
+        return self.graph.node('Floor', self.plus(x, 0.5))
+
+    def bounded(self, x, low, high) -> str:
+        return self.graph.node('Clip', x, self.exact(low), self.exact(high))
+
+    def where(self, condition, x, y) -> str:
+        return self.graph.node('Where', condition, x, y)
+
+    def square_root(self, x) -> str:
+        """`floor(sqrt(x))` of int64, as `execute.integer_sqrt` has it."""
+        node, one = self.graph.node, self.graph.constant(np.int64(1))
+        root = self.cast(node('Sqrt', self.cast(x)), 'INT64')
+        less, more = node('Sub', root, one), node('Add', root, one)
+        root = self.where(node('Greater', node('Mul', root, root), x), less, root)
+        more = node('Add', root, one)
+        return self.where(node('LessOrEqual', node('Mul', more, more), x), more, root)
+
+    def log2(self, x, fraction: int) -> str:
+        """`2^16 log2(x / 2^fraction)`, x from 1 on, as `execute.log2` has it."""
+        node = self.graph.node
+        powers = self.exact(2.0 ** np.arange(54))
+        high = node('Floor', self.times(node('Log', x), 1 / math.log(2.0)))
+        high = self.bounded(high, 0, 52)  # of the leading one; the logarithm may be one off
+        power = node('Gather', powers, self.cast(high, 'INT64'))
+        high = self.where(node('Greater', power, x), self.plus(high, -1.0), high)
+        power = node('Gather', powers, self.cast(self.plus(high, 1.0), 'INT64'))
+        high = self.where(node('LessOrEqual', power, x), self.plus(high, 1.0), high)
+        scale = node('Gather', self.exact(2.0 ** (24.0 - np.arange(54))), self.cast(high, 'INT64'))
+        behind = self.plus(node('Floor', node('Mul', x, scale)), -(2.0**24))
+        at = node('Floor', self.times(behind, 2.0**-16))
+        rest = node('Sub', behind, self.times(at, 2.0**16))
+        table, at = self.exact(log_table()), self.cast(at, 'INT64')
+        first = node('Gather', table, at)
+        second = node('Gather', table, node('Add', at, self.graph.constant(np.int64(1))))
+        between = node('Mul', node('Sub', second, first), rest)
+        whole = node('Add', first, self.rounded(self.times(between, 2.0**-16)))
+        return node('Add', whole, self.times(self.plus(high, -fraction), 2.0**LOG_FRACTION))
+
+    def image(self, front_end: FrontEnd, sums: str) -> str:
+        """Sums `[batch, columns, frames]` to the image's codes, as `execute.image_row` has it."""
+        node, filters = self.graph.node, front_end.filters
+
+        def each(values):
+            return np.asarray(values, np.float64)[:, None]
+
+        x = self.rounded(self.times(self.cast(sums), each(front_end.columns.values())))
+        if front_end.pairs:
+            ends = [self.graph.constant(np.array([v], np.int64)) for v in (0, filters, 2 * filters)]
+            axis, x = self.graph.constant(np.array([1], np.int64)), self.cast(x, 'INT64')
+            parts = [node('Slice', x, ends[i], ends[i + 1], axis) for i in range(2)]
+            power = node('Add', *(node('Mul', part, part) for part in parts))
+            floor = self.graph.constant(np.int64(front_end.floor))
+            x = self.cast(self.square_root(node('Add', power, floor)))
+        elif front_end.magnitude != 'plain':
+            x = node({'abs': 'Abs', 'relu': 'Relu'}[front_end.magnitude], x)
+        if front_end.log:
+            x = self.log2(self.plus(x, 2.0**front_end.fraction), front_end.fraction)
+        x = self.times(x, each(front_end.factor / 2.0**front_end.factor_fraction))
+        x = self.rounded(self.plus(x, each(front_end.offset / 2.0**front_end.offset_fraction)))
+        return self.bounded(x, -front_end.high, front_end.high)
+
+    def rescale(self, layer: Layer, sums: str, block_input: str | None) -> str:
+        """Sums `[batch, channels, h, w]` to codes, as `execute.rescale` has it."""
+
+        def each(values):
+            return np.asarray(values, np.float64)[:, None, None]
+
+        largest = layer.rescale.shift + np.log2(
+            np.abs(layer.offset) / 2.0**layer.fraction + 2.0 * (layer.high - layer.low) + 1.0
+        )
+        if largest.max() > 52:
+            raise ValueError(f'{layer.name}: its multipliers are too small to be exact in ONNX')
+        x = self.times(self.cast(sums), each(layer.rescale.values()))
+        x = self.plus(x, each(layer.offset / 2.0**layer.fraction))
+        if layer.residual is not None:
+            unit = 2.0 ** layer.rescale.shift.astype(np.float64)
+            more = self.times(self.cast(block_input), each(layer.residual.values()[0] * unit))
+            more = self.times(self.graph.node('Floor', more), each(1 / unit))
+            x = self.graph.node('Add', x, more)
+        return self.bounded(self.rounded(x), layer.low, layer.high)
+
+
 def from_network(network: Network) -> bytes:
     """A quantized model's integer network as ONNX with Q and DQ nodes.
 
@@ -192,92 +307,63 @@ def from_network(network: Network) -> bytes:
       network: from `deploy.from_model`.
 
     Returns:
-      The file's content, which onnx's checker has accepted. As it is written, its logits times
-      `1 / logit_step` are those of the integer network, but where float32 rounds a response of the
-      front end to another code. onnxruntime computes it so with the session option
-      `session.disable_quant_qdq`; by default it takes integer kernels of its own, which round the
-      offset of each channel to a whole sum.
+      The file's content, which onnx's checker has accepted. Its output `integers`, int32
+      `[batch, classes]`, are the logits of the integer network bit for bit; `logits` are these
+      times the step.
 
     Raises:
+      ValueError: a layer's numbers are out of the range in which float64 is exact; names it.
       ImportError: the package onnx is missing.
     """
     front_end, graph = network.front_end, _Graph()
-    kinds = graph.onnx.TensorProto
+    whole = _Whole(graph)
     one = graph.real(1.0)
     zeros = {kind: graph.constant(np.zeros((), kind)) for kind in (np.int8, np.uint8)}
 
-    def code(x, low, high):
-        """`x` rounded to a code and back."""
-        kind = np.int8 if low < 0 else np.uint8
-        quantized = graph.node('QuantizeLinear', x, one, zeros[kind])
-        if (low, high) not in ((-128, 127), (0, 255)):
-            # on codes: onnxruntime takes away what comes before QuantizeLinear
-            ends = (graph.constant(np.array(end, kind)) for end in (low, high))
-            quantized = graph.node('Clip', quantized, *ends)
-        return graph.node('DequantizeLinear', quantized, one, zeros[kind])
+    def code(x, low):
+        """Codes as a tensor of a byte each, and back."""
+        zero = zeros[np.int8 if low < 0 else np.uint8]
+        quantized = graph.node('QuantizeLinear', whole.cast(x, 'FLOAT'), one, zero)
+        return graph.node('DequantizeLinear', quantized, one, zero)
 
-    def weights(codes, scale, bits, axis=0):
-        stored = graph.nibbles(codes) if bits <= 4 else graph.constant(codes.astype(np.int8))
-        zero = np.zeros(len(scale), np.int8)
-        zero = graph.nibbles(zero) if bits <= 4 else graph.constant(zero)
-        return graph.node('DequantizeLinear', stored, graph.real(scale), zero, axis=axis)
+    def weights(codes, bits):
+        kind = graph.nibbles if bits <= 4 else lambda v: graph.constant(v.astype(np.int8))
+        return graph.node('DequantizeLinear', kind(codes), one, kind(np.zeros((), np.int8)))
 
     def conv(layer: Layer, x, block_input=None):
         if layer.kind == 'pointwise':
             codes = layer.weights.T[:, :, None, None]
         else:
             codes = np.transpose(layer.weights, (2, 0, 1))[:, None]
-        x = graph.node(
+        sums = graph.node(
             'Conv',
             x,
-            weights(codes, layer.rescale.values(), layer.bits),
-            graph.real(layer.offset / 2.0**layer.fraction),
+            weights(codes, layer.bits),
             strides=list(layer.stride),
             pads=_pads(codes.shape[2:], network.causal),
             group=len(codes) if layer.kind == 'depthwise' else 1,
         )
-        if layer.residual is not None:
-            scale = graph.real(layer.residual.values()[0])
-            x = graph.node('Add', x, graph.node('Mul', block_input, scale))
-        return code(x, layer.low, layer.high)
+        return code(whole.rescale(layer, sums, block_input), layer.low)
 
-    x = graph.node('Cast', 'samples', to=kinds.FLOAT)
-    x = graph.node('Unsqueeze', x, graph.constant(np.array([1], np.int64)))
-    x = code(
-        graph.node('Mul', x, graph.real(front_end.input.values()[0])),
-        -front_end.top,
-        front_end.top,
-    )
-    unit = 2.0**-front_end.fraction  # of a response, as log2(1 + response) takes it
-    taps = weights(front_end.taps.T[:, None], front_end.columns.values() * unit, front_end.bits)
-    x = graph.node('Conv', x, taps, strides=[front_end.stride])
-    compression = (
-        'log_plain'
-        if front_end.log
-        else {'relu': 'relu', 'plain': 'none'}.get(front_end.magnitude, 'abs')
-    )
-    spec = {'quadrature': front_end.pairs, 'compression': compression}
-    x = _image(graph, x, spec, front_end.filters, front_end.floor * unit**2)
-    per_unit = 2.0**LOG_FRACTION / math.log(2.0) if front_end.log else 2.0**front_end.fraction
-    factor = front_end.factor / 2.0**front_end.factor_fraction * per_unit
-    x = graph.node('Mul', x, graph.real(factor))
-    x = graph.node('Add', x, graph.real(front_end.offset / 2.0**front_end.offset_fraction))
-    x = code(x, -front_end.high, front_end.high)
+    x = graph.node('Unsqueeze', whole.cast('samples'), graph.constant(np.array([1], np.int64)))
+    x = whole.rounded(whole.times(x, front_end.input.values()[0]))
+    x = code(whole.bounded(x, -front_end.top, front_end.top), -1)
+    taps = weights(front_end.taps.T[:, None], front_end.bits)
+    x = whole.image(front_end, graph.node('Conv', x, taps, strides=[front_end.stride]))
+    x = graph.node('Transpose', x, perm=[0, 2, 1])
+    x = code(graph.node('Unsqueeze', x, graph.constant(np.array([1], np.int64))), -1)
     x = conv(network.stem, x)
     for block in network.blocks:
         y = x if block.expand is None else conv(block.expand, x)
         x = conv(block.project, conv(block.depthwise, y), x)
     x = conv(network.head, x)
-    axes = graph.constant(np.array([2, 3], np.int64))
-    x = graph.node('ReduceSum', x, axes, keepdims=0)
+    x = graph.node('ReduceSum', x, graph.constant(np.array([2, 3], np.int64)), keepdims=0)
     last = network.classifier
-    # sums of codes times codes are whole: the step comes last, so that nothing is rounded before
-    w = weights(last.weights, np.ones(last.weights.shape[1]), last.bits, axis=1)
-    x = graph.node('Add', graph.node('MatMul', x, w), graph.real(last.offset))
-    logits = graph.node('Mul', x, graph.real(network.logit_step))
+    w = whole.cast(weights(last.weights, last.bits))
+    x = whole.plus(graph.node('MatMul', whole.cast(x), w), last.offset)
     return graph.finish(
         'integers',
-        logits,
+        whole.cast(whole.times(x, network.logit_step), 'FLOAT'),
         samples=network.samples,
         classes=len(network.labels),
         facts={
@@ -285,6 +371,7 @@ def from_network(network: Network) -> bytes:
             'sample_rate': 16000,
             'logit_step': network.logit_step,
         },
+        integers=whole.cast(x, 'INT32'),
     )
 
 
