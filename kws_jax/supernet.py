@@ -48,28 +48,41 @@ def select(space: SearchSpace, tree: dict, path: jax.Array) -> dict:
     """
     picked = dict(tree)
     for i, layer in enumerate(space.layers):
-        index = jnp.minimum(path[i], len(_blocks(layer)) - 1)
-        picked[layer.name] = jax.tree.map(
-            lambda a, index=index: jax.lax.dynamic_index_in_dim(a, index, keepdims=False),
-            tree[layer.name],
-        )
+        picked[layer.name] = _pick(tree[layer.name], _index(path[i], layer))
     return picked
+
+
+def _index(choice, layer):
+    # unsigned: the many slices need no code for indices that count from the end
+    return jnp.minimum(choice, len(_blocks(layer)) - 1).astype(jnp.uint32)
+
+
+@jax.jit  # layers of one shape are traced once, here and below
+def _pick(tree, index):
+    pick = lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False)  # noqa: E731
+    return jax.tree.map(pick, tree)
+
+
+@jax.jit
+def _put(tree, slices, index, chosen):
+    """Writes slices at `index` where `chosen` is true or None."""
+
+    def put(whole, part):
+        if chosen is not None:
+            old = jax.lax.dynamic_index_in_dim(whole, index, keepdims=False)
+            part = jax.lax.select(chosen, part, old)
+        return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
+
+    return jax.tree.map(put, tree, slices)
 
 
 def scatter(space: SearchSpace, tree: dict, slices: dict, path: jax.Array) -> dict:
     """Writes the slices back; every other candidate, and an identity's stand-in, stays as it is."""
     written = dict(slices)
     for i, layer in enumerate(space.layers):
-        count = len(_blocks(layer))
-        index = jnp.minimum(path[i], count - 1)
-
-        def put(whole, part, index=index, skips=count < len(layer.choices), i=i, count=count):
-            if skips:
-                old = jax.lax.dynamic_index_in_dim(whole, index, keepdims=False)
-                part = jax.lax.select(path[i] < count, part, old)
-            return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
-
-        written[layer.name] = jax.tree.map(put, tree[layer.name], slices[layer.name])
+        count, index = len(_blocks(layer)), _index(path[i], layer)
+        chosen = path[i] < count if count < len(layer.choices) else None
+        written[layer.name] = _put(tree[layer.name], slices[layer.name], index, chosen)
     return written
 
 

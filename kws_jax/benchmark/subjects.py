@@ -16,6 +16,7 @@ from kws_jax.search import arch as arch_lib
 from kws_jax.search import prices
 from kws_jax.search.step import arch_adam, init_search_state, make_search_parts, supernet_sgd
 from kws_jax.space import Architecture, SearchSpace, table1_space
+from kws_jax.training.chunks import compile_together
 from kws_jax.training.state import adam_cosine, sgd
 from kws_jax.training.steps import (
     Quantization,
@@ -179,11 +180,11 @@ class Searched:
 
     def compile(self) -> int:
         """Traces and compiles what a step calls; returns bytes of its working memory."""
-        self.update = self.update.lower(self.state, self.batch, self.noise).compile()
-        programs = [self.update]
+        calls = [(self.update, self.state, self.batch, self.noise)]
         if self.arch:
-            self.move = self.move.lower(self.state, self.batch).compile()
-            programs.append(self.move)
+            calls.append((self.move, self.state, self.batch))
+        programs = compile_together(*calls)
+        self.update, self.move = programs[0], programs[-1]
         return max(program.memory_analysis().temp_size_in_bytes for program in programs)
 
     def path(self, step: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 SETTLE = 0.01
+LONG = 0.2
 
 
 def interleaved(
@@ -16,7 +17,8 @@ def interleaved(
 
     Calls of `SETTLE` seconds before the timed one are not counted: threads of what ran before may
     still be spinning, and the caches are full of its data. Without them, what runs after PyTorch
-    takes up to twice as long.
+    takes up to twice as long. Calls that took longer than `LONG` seconds go without: it is little
+    to them.
 
     Args:
       calls: functions without arguments; a result of JAX is waited for.
@@ -36,18 +38,19 @@ def interleaved(
     if not calls or rounds < 1:
         raise ValueError(f'needs calls and at least 1 round, got {len(calls)} and {rounds}')
     names = list(calls)
-    seconds = {name: [] for name in names}
+    seconds, lasted = {name: [] for name in names}, dict.fromkeys(names, 0.0)
     for number in range(warmup + rounds):
         for name in names:
             began = time.perf_counter()
-            while True:
+            while lasted[name] < LONG:
                 jax.block_until_ready(calls[name]())
                 if time.perf_counter() - began >= SETTLE:
                     break
             began = time.perf_counter()
             jax.block_until_ready(calls[name]())
+            lasted[name] = time.perf_counter() - began
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(lasted[name])
     return {name: np.array(values) for name, values in seconds.items()}
 
 

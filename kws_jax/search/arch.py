@@ -1,5 +1,6 @@
 """Arch params: logits over candidates, their probabilities, paths drawn from them, and choices."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ def logits(space: SearchSpace, arch: dict) -> list[jax.Array]:
     return [row[: len(x.choices)] for x, row in zip(space.layers, rows, strict=True)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def probabilities(space: SearchSpace, arch: dict) -> list[jax.Array]:
     """Softmax of each layer's logits, `[choices]`."""
     return [jax.nn.softmax(row) for row in logits(space, arch)]

@@ -14,7 +14,7 @@ from kws_jax.search import arch as arch_lib
 from kws_jax.search.prices import Price
 from kws_jax.space import SearchSpace
 from kws_jax.training import losses
-from kws_jax.training.chunks import make_chunk
+from kws_jax.training.chunks import compile_together, make_chunk
 from kws_jax.training.state import TrainState, decayed
 from kws_jax.training.steps import Recipe, step_key, training_input
 
@@ -312,12 +312,16 @@ def make_search_chunk(
     update, move, look = make_search_parts(**options)
     update, move = jax.jit(update, donate_argnums=0), jax.jit(move, donate_argnums=0)
     look = jax.jit(look, static_argnums=2, donate_argnums=0)
+    compiled = []
 
     def host_step(state, batch, noise):
+        if not compiled:
+            calls = [(update, state, batch, noise), (move, state, batch)]
+            compiled.extend(compile_together(*calls[: 1 + bool(arch_every)]))
         number = int(state.step)
-        state, metrics = update(state, batch, noise)
+        state, metrics = compiled[0](state, batch, noise)
         if arch_every and number >= warmup_steps and number % arch_every == 0:
-            state = move(state, batch)
+            state = compiled[1](state, batch)
         return look(state, metrics, bool(arch_every))
 
     step = make_search_step(warmup_steps=warmup_steps, arch_every=arch_every, **options)

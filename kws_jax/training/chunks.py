@@ -1,9 +1,33 @@
 """Many steps in one call: a scan where that is fast, else a loop over the jitted step."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+
+
+def compile_together(*calls: tuple) -> list:
+    """Compiles several jitted functions: one is traced while those before it are compiled, or read
+    from the cache, in threads.
+
+    Args:
+      *calls: each a jitted function and the arguments that it is for; nothing is donated yet.
+
+    Returns:
+      Compiled functions, for arguments of those shapes alone.
+
+    >>> double, negate = compile_together(
+    ...     (jax.jit(lambda x: 2 * x), jnp.ones(3)), (jax.jit(lambda x: -x), jnp.ones(2))
+    ... )
+    >>> double(jnp.ones(3)).tolist(), negate(jnp.ones(2)).tolist()
+    ([2.0, 2.0, 2.0], [-1.0, -1.0])
+    """
+    with ThreadPoolExecutor(len(calls)) as pool:
+        waiting = [
+            pool.submit(function.lower(*arguments).compile) for function, *arguments in calls
+        ]
+        return [program.result() for program in waiting]
 
 
 def make_chunk(step: Callable, *constants, host_step: Callable | None = None) -> Callable:
