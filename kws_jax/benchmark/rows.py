@@ -160,7 +160,7 @@ def _torch():
 # ---------------------------------------------------------------------------- one architecture
 
 
-def train_step(rounds: int = 9) -> dict:
+def train_step(rounds: int = 7) -> dict:
     """One training step: augmentation off, forward, backward, SGD with Nesterov momentum."""
     ours = Trained(architecture())
     calls, torch = {'ours': ours}, _torch()
@@ -185,7 +185,7 @@ def train_step(rounds: int = 9) -> dict:
     )
 
 
-def eval_step(rounds: int = 15) -> dict:
+def eval_step(rounds: int = 11) -> dict:
     """Logits of one batch by running averages, in the parts that each side is fastest with."""
     of = architecture()
     params, averages = network.init(jax.random.key(0), front_end(), of)
@@ -256,7 +256,7 @@ def quantized_step(rounds: int = 7) -> dict:
 # ------------------------------------------------------------------------------------- supernet
 
 
-def search_weight_step(rounds: int = 11) -> dict:
+def search_weight_step(rounds: int = 9) -> dict:
     """One weight update of a sampled path."""
     return _search_row('search_weight_step', 'one search step: weights', rounds, arch=False)
 
@@ -309,7 +309,7 @@ def _torch_search(torch, ours, arch, steps):
     return run
 
 
-def supernet_step(rounds: int = 15) -> dict:
+def supernet_step(rounds: int = 13) -> dict:
     """Sampled supernet steps against steps of one network of average cost, both ours.
 
     The network's MACs are the mean over the space, which is what uniform sampling takes on average.
@@ -350,7 +350,7 @@ def compiling() -> list[dict]:
     """Trace and compilation of the search step, cold and from the cache; its peak memory."""
     with tempfile.TemporaryDirectory() as cache:
         cold = fresh.measure(cache)
-        warm = [fresh.measure(cache) for _ in range(3)]
+        warm = [fresh.measure(cache) for _ in range(2)]
     what = f"of the search step, the paper's space, batch {BATCH}, in a fresh process"
     seconds = [run['compile_seconds'] for run in warm]
     peak = [run['peak_bytes'] / 2**20 for run in warm]

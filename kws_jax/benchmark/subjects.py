@@ -176,7 +176,8 @@ class Searched:
         if self.arch:
             state = self.move(state, self.batch)
         self.state = state.replace(step=state.step + 1)
-        return metrics['loss']
+        # all that is to be waited for: the arch update is a program of its own
+        return metrics['loss'], self.state.step, self.state.arch
 
     def compile(self) -> int:
         """Traces and compiles what a step calls; returns bytes of its working memory."""
@@ -184,7 +185,7 @@ class Searched:
         if self.arch:
             calls.append((self.move, self.state, self.batch))
         programs = compile_together(*calls)
-        self.update, self.move = programs[0], programs[-1]
+        self.update, self.move = programs[0], programs[-1]  # without arch, move is not called
         return max(program.memory_analysis().temp_size_in_bytes for program in programs)
 
     def path(self, step: int) -> np.ndarray:

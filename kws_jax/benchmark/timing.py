@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 SETTLE = 0.01
-LONG = 0.2
+LONG = 1.0
 
 
 def interleaved(
