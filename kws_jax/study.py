@@ -104,7 +104,7 @@ def run(
     results = old
     for number, (name, config) in enumerate(runs.items()):
         logging.info('run %d of %d: %s, seed %d', number + 1, len(runs), *name)
-        if name in done and done[name]['settings'] == settings[name]:
+        if name in done and done[name].get('settings') == settings[name]:
             logging.info('finished before, kept')
             continue
         folder = pathlib.Path(workdir) / '{}-{}'.format(*name)

@@ -230,7 +230,7 @@ class _Whole:
         """`floor(sqrt(x))` of int64, as `execute.integer_sqrt` has it."""
         node, one = self.graph.node, self.graph.constant(np.int64(1))
         root = self.cast(node('Sqrt', self.cast(x)), 'INT64')
-        less, more = node('Sub', root, one), node('Add', root, one)
+        less = node('Sub', root, one)
         root = self.where(node('Greater', node('Mul', root, root), x), less, root)
         more = node('Add', root, one)
         return self.where(node('LessOrEqual', node('Mul', more, more), x), more, root)

@@ -75,10 +75,15 @@ def _first(network):
     return -(-network.frames // FRAMES_AT_ONCE)
 
 
+def _before(network):
+    """Frames of the first batch that lie before the first sample."""
+    return _first(network) * FRAMES_AT_ONCE - network.frames
+
+
 def init(network: Network) -> State:
     """The state before the first sample; for `step` and for what `jitted_step` makes."""
     # the first batch begins with frames before the first sample: they never are in a window
-    before = _first(network) * FRAMES_AT_ONCE - network.frames
+    before = _before(network)
     if network.causal:
         seen = _no_rows(network, before)
     else:
@@ -108,7 +113,7 @@ def _more_rows(network: Network, state: Rows, image, xp=np):
       The next state, and the sums that are new in it, `[rows, channels]`.
     """
     # strides divide FRAMES_AT_ONCE: a batch always begins in the same place between two rows
-    phase = -int(init(network).seen.before)
+    phase = -_before(network)
     first, kept = -state.before, []
 
     def rows_of(layer, x):
@@ -289,7 +294,7 @@ def logits(network: Network, audio: np.ndarray, batch: int = 64) -> np.ndarray:
 
 def _causal_logits(network, audio, windows, frames: int = 512):
     front_end, state = network.front_end, init(network).seen
-    before = int(state.before) * front_end.stride
+    before = _before(network) * front_end.stride
     span = (frames - 1) * front_end.stride + front_end.kernel
 
     @jax.jit

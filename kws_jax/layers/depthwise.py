@@ -82,17 +82,11 @@ def depthwise_conv(
     [100. 210. 321. 432. 543.]
     """
     _check(x, w, stride)
-    if causal:
-        y = depthwise_conv(
-            _delayed(x, w.shape[0] // 2, w.shape[0] // 2, clip),
-            w,
-            stride=stride,
-            clip=clip,
-            backend=backend,
-        )
-        return y[:, : -(-x.shape[1] // stride)]
+    height, half = -(-x.shape[1] // stride), w.shape[0] // 2
+    x = _delayed(x, half, half, clip) if causal else x
     every_tap = np.array([-1, x.shape[-1]], np.int32)
-    return _depthwise(x, w, every_tap, _gate(clip), stride, _choose_backend(backend), False)
+    y = _depthwise(x, w, every_tap, _gate(clip), stride, _choose_backend(backend), False)
+    return y[:, :height] if causal else y
 
 
 def depthwise_conv_dynamic(
@@ -140,19 +134,11 @@ def depthwise_conv_dynamic(
         raise ValueError(f'active_kernel must be odd, in 1..{w.shape[0]}, got {active_kernel}')
     if isinstance(active_channels, int) and not 0 <= active_channels <= w.shape[2]:
         raise ValueError(f'active_channels must be in 0..{w.shape[2]}, got {active_channels}')
-    if causal:
-        y = depthwise_conv_dynamic(
-            _delayed(x, active_kernel // 2, w.shape[0] // 2, clip),
-            w,
-            active_kernel,
-            active_channels,
-            stride=stride,
-            clip=clip,
-            backend=backend,
-        )
-        return y[:, : -(-x.shape[1] // stride)]
+    height = -(-x.shape[1] // stride)
+    x = _delayed(x, active_kernel // 2, w.shape[0] // 2, clip) if causal else x
     active = jnp.stack([jnp.asarray(v, jnp.int32) for v in (active_kernel, active_channels)])
-    return _depthwise(x, w, active, _gate(clip), stride, _choose_backend(backend), True)
+    y = _depthwise(x, w, active, _gate(clip), stride, _choose_backend(backend), True)
+    return y[:, :height] if causal else y
 
 
 def _delayed(x, rows, most, clip):

@@ -312,7 +312,8 @@ def make_search_chunk(
     update, move, look = make_search_parts(**options)
     update, move = jax.jit(update, donate_argnums=0), jax.jit(move, donate_argnums=0)
     look = jax.jit(look, static_argnums=2, donate_argnums=0)
-    compiled = []
+    # on several devices the compiler may place a state anew after each step: left to jit
+    compiled = [] if jax.local_device_count() == 1 else [update, move]
 
     def host_step(state, batch, noise):
         if not compiled:

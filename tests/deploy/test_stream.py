@@ -49,6 +49,18 @@ def causal_decisions(network, audio):
     return np.array(logits)
 
 
+def in_chunks(network, audio, largest):
+    """Logits of a stream whose pieces have random lengths up to `largest`."""
+    rng = np.random.default_rng(largest)
+    state, got, at = stream.init(network), [], 0
+    while at < len(audio):
+        chunk = int(rng.integers(0, largest + 1))
+        state, logits = stream.step(network, state, audio[at : at + chunk])
+        got.append(logits)
+        at += chunk
+    return np.concatenate(got)
+
+
 @pytest.mark.parametrize(('front_end', 'largest', 'every'), [('pairs', 700, 8), ('none', 9000, 24)])
 def test_a_causal_stream_is_the_end_of_one_long_clip_in_any_chunks(
     front_end, largest, every, audio
@@ -58,14 +70,7 @@ def test_a_causal_stream_is_the_end_of_one_long_clip_in_any_chunks(
     expected = causal_decisions(network, audio)
     np.testing.assert_array_equal(expected[:1], deploy.run(network, audio[None, :16000]))
     np.testing.assert_array_equal(stream.logits(network, audio), expected)
-    rng = np.random.default_rng(largest)
-    state, got, at = stream.init(network), [], 0
-    while at < len(audio):
-        chunk = int(rng.integers(0, largest + 1))
-        state, logits = stream.step(network, state, audio[at : at + chunk])
-        got.append(logits)
-        at += chunk
-    np.testing.assert_array_equal(np.concatenate(got), expected)
+    np.testing.assert_array_equal(in_chunks(network, audio, largest), expected)
 
 
 def test_a_causal_network_whose_strides_do_not_divide_a_batch_of_frames_is_refused():
@@ -80,15 +85,7 @@ def test_a_causal_network_whose_strides_do_not_divide_a_batch_of_frames_is_refus
 def test_any_chunks_give_the_logits_of_every_window(front_end, largest, every, audio):
     network = deploy.from_model(integer_models.make(front_end))
     network = dataclasses.replace(network, decide_every=every)
-    rng = np.random.default_rng(largest)
-    state, got, at = stream.init(network), [], 0
-    while at < len(audio):
-        chunk = int(rng.integers(0, largest + 1))
-        state, logits = stream.step(network, state, audio[at : at + chunk])
-        got.append(logits)
-        at += chunk
-    expected = windows(network, audio)
-    got = np.concatenate(got)
+    got, expected = in_chunks(network, audio, largest), windows(network, audio)
     # the last sample of a window can lie behind its last frame: a decision may come early
     assert len(expected) <= len(got) <= len(expected) + 1
     np.testing.assert_array_equal(got[: len(expected)], expected)

@@ -677,8 +677,8 @@ static void block(const kws_core *k, const kws_layer *expand, const int8_t *in, 
                 ring + (uint32_t)(ready % depthwise->kh) * in_row, 0, 0);
     }
     block_row(k, depthwise, wide ? ring : in, wide ? 0 : in_signed,
-              wide ? depthwise->kh : depthwise->in_h, above, depthwise->in_h, scratch, out + at, in + at,
-              in_signed);
+              wide ? depthwise->kh : depthwise->in_h, above, depthwise->in_h, scratch, out + at,
+              project->residual ? in + at : 0, in_signed);
   }
 }
 
