@@ -8,7 +8,6 @@ is trained anew, for 8 epochs. Variants:
   proxyless   the searcher of sinc60
   uniform     single-path search with uniformly drawn paths
   random      drawn within the same bounds of MACs and parameters; nothing is searched
-  mini        shows that it runs
 """
 
 import ml_collections
@@ -20,14 +19,12 @@ VARIANTS = ('random', 'proxyless', 'uniform')
 
 def get_config(variant: str = 'proxyless') -> ml_collections.ConfigDict:
     """The configuration of one searcher."""
-    if variant not in (*VARIANTS, 'mini'):
-        raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, mini, got {variant!r}')
-    config = sinc60.get_config('mini' if variant == 'mini' else '')
-    config.search.method = 'random' if variant == 'mini' else variant
-    config.train.from_supernet = False
-    if variant != 'mini':
-        config.train.epochs = 8
-        config.train.recipe.ema = 0.99
+    if variant not in VARIANTS:
+        raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+    config = sinc60.get_config()
+    config.search.method = variant
+    config.train.update({'from_supernet': False, 'epochs': 8})
+    config.train.recipe.ema = 0.99
     config.fixed_bits.pairs = ()
     config.trained_bits.enabled = False
     return config

@@ -6,7 +6,6 @@
 Four minutes a run on 2 cores with about 17,000 training clips. Variants are a profile and the mean,
 in tenths of a bit, of weights and of activations: `learned` (2 epochs of learning, 2 at the whole
 widths), `sensitivity`, `random` and `uniform` (4 epochs at theirs); learned25, random40, ...
-  mini   a learned one, shows that it runs
 """
 
 import ml_collections
@@ -20,22 +19,19 @@ VARIANTS = tuple(f'{profile}{mean}' for mean in MEANS for profile in PROFILES)
 
 def get_config(variant: str = 'learned30') -> ml_collections.ConfigDict:
     """The configuration of one profile and mean."""
-    if variant not in (*VARIANTS, 'mini'):
-        raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, mini, got {variant!r}')
-    config = sinc60.get_config('mini' if variant == 'mini' else '')
+    if variant not in VARIANTS:
+        raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+    config = sinc60.get_config()
     config.fixed_bits.pairs = ()
-    if variant == 'mini':
-        config.search.method = 'random'
-    else:
-        mean = int(variant[-2:]) / 10
-        config.float_model = 'sinc60-float'
-        config.trained_bits.update(
-            {
-                'profile': variant[:-2],
-                'mean_weight_bits': mean,
-                'mean_activation_bits': mean,
-                'learn_epochs': 2,
-                'epochs': 2,
-            }
-        )
+    mean = int(variant[-2:]) / 10
+    config.float_model = 'sinc60-float'
+    config.trained_bits.update(
+        {
+            'profile': variant[:-2],
+            'mean_weight_bits': mean,
+            'mean_activation_bits': mean,
+            'learn_epochs': 2,
+            'epochs': 2,
+        }
+    )
     return config

@@ -9,7 +9,6 @@ Nine minutes each on 2 cores with about 17,000 training clips; the float network
   range_bits   learns the widths themselves (the paper's form), with the same budget
   linear       the paper's form with the paper's price, 0.04 per bit; no budget
   fixed        2/2 bits, no widths to learn
-  mini         shows that it runs
 """
 
 import ml_collections
@@ -21,17 +20,14 @@ VARIANTS = ('step_range', 'range_bits', 'linear', 'fixed')
 
 def get_config(variant: str = 'step_range') -> ml_collections.ConfigDict:
     """The configuration of one way."""
-    if variant not in ('step_range', 'range_bits', 'linear', 'fixed', 'mini'):
-        raise ValueError(
-            f'variant must be step_range, range_bits, linear, fixed or mini, got {variant!r}'
-        )
-    config = front_ends.get_config('mini' if variant == 'mini' else 'quadrature')
+    if variant not in VARIANTS:
+        raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+    config = front_ends.get_config('quadrature')
     if variant == 'fixed':
         config.fixed_bits.update({'pairs': ((2, 2),), 'epochs': 4})
         return config
     form = 'range_bits' if variant in ('range_bits', 'linear') else 'step_range'
     price = 'linear' if variant == 'linear' else 'budget'
     config.trained_bits.update({'enabled': True, 'form': form, 'price': price})
-    if variant != 'mini':
-        config.trained_bits.update({'learn_epochs': 3, 'epochs': 3})
+    config.trained_bits.update({'learn_epochs': 3, 'epochs': 3})
     return config

@@ -82,8 +82,8 @@ def run(
       command: that started the study, for the record.
 
     Returns:
-      What the JSON holds: `command`, `data`, `hardware`, `wall_seconds` and `runs`, each with its
-      `variant`, `seed`, `settings` (their hash), `architecture` and `rows`, those of its
+      What the JSON holds: `command`, `data`, `wall_seconds` and `runs`, each with its `variant`,
+      `seed`, `settings` (their hash), `architecture`, `hardware` and `rows`, those of its
       `results.json` less confusions.
 
     Raises:
@@ -115,13 +115,13 @@ def run(
             'settings': settings[name],
             'architecture': found['search']['architecture'],
             'wall_seconds': found['wall_seconds'],
+            'hardware': found['hardware'],
             'rows': [_row(row) for row in found['rows']],
         }
         entries = [done[name] for name in dict.fromkeys((*runs, *done)) if name in done]
         results = {
             'command': command,
             'data': found['data'],
-            'hardware': found['hardware'],
             'wall_seconds': sum(entry['wall_seconds'] for entry in entries),
             'runs': entries,
         }

@@ -16,6 +16,7 @@ import small_pipeline
 from kws_jax import config as config_lib
 from kws_jax import model as model_lib
 from kws_jax import pipeline, report
+from kws_jax.data import labels as labels_lib
 from kws_jax.space import mfcc_space, table1_space
 from kws_jax.training.runs import evaluate_model
 
@@ -236,12 +237,40 @@ def test_a_trial_is_not_scored_on_test(finished, data, monkeypatch, tmp_path):
     assert 'Not tested yet' in report.table(results)
 
 
-@pytest.mark.parametrize('variant', ['sinc', 'quadrature_raw', 'conv', 'log_mel', 'mfcc'])
-def test_front_ends_are_compared_before_one_network(variant):
-    loaded = config_lib.load_config(f'configs/front_ends.py:{variant}').to_dict()
-    problem = pipeline.make_problem(loaded, [str(i) for i in range(12)])
-    problem.space.architecture(loaded['search']['choices'])
-    assert not loaded['test'] and problem.front_end.normalize == (variant != 'quadrature_raw')
+@pytest.mark.parametrize(
+    'name',
+    [
+        'architectures',
+        'bits',
+        'causal',
+        'cliff',
+        'front_ends',
+        'profiles',
+        'quantizers',
+        'sinc_small',
+    ],
+)
+def test_every_run_of_a_study_passes_the_check_before_its_hours(name):
+    variants = getattr(config_lib.import_config(f'configs/{name}.py'), 'VARIANTS', [''])
+    for variant in variants:
+        loaded = config_lib.load_config(f'configs/{name}.py:{variant}'.rstrip(':')).to_dict()
+        pipeline.check(loaded, EnoughData())
+
+
+class EnoughData:
+    """As much of a `Dataset` as `pipeline.check` asks for."""
+
+    labels = labels_lib.label_set('12')
+    train_size = 10_000
+
+    def evaluation_rows(self, split):
+        pass
+
+
+@pytest.mark.parametrize('name', ['bits', 'front_ends', 'causal'])
+def test_an_unknown_run_of_a_study_is_an_error_that_names_the_known(name):
+    with pytest.raises(config_lib.ConfigError, match="variant must be one of .*, got 'tiny'"):
+        config_lib.load_config(f'configs/{name}.py:tiny')
 
 
 @pytest.mark.parametrize(

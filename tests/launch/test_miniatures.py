@@ -37,13 +37,6 @@ def start(folder, tmp_path, *flags):
     [
         ('sinc60', ['float', 'fixed-4-4', 'trained-bits'], [RANDOM]),
         ('mfcc', ['float', 'fixed-4-4'], [RANDOM, '--config.target.macs=6e6']),
-        ('front_ends', ['float'], []),
-        ('quantizers', ['float', 'trained-bits'], []),
-        ('sinc_small', ['float', 'fixed-4-4'], [RANDOM]),
-        ('bits', ['float', 'fixed-4-4'], []),
-        ('profiles', ['float', 'trained-bits'], []),
-        ('architectures', ['float'], []),
-        ('cliff', ['float', 'fixed-4-4'], []),
         ('causal', ['float', 'trained-bits'], []),
     ],
 )
