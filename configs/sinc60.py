@@ -120,7 +120,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'enabled': True,
         'profile': 'learned',  # or sensitivity, random, uniform: what widths are compared with
         'epochs': 6,
-        'start_bits': 5,
+        'start_bits': 5,  # 0: those of the profile sensitivity
         'learn_epochs': 4,
         'learn_lr': 0.1,
         'quant_lr': 0.02,

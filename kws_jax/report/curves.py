@@ -74,7 +74,7 @@ def bits(records: Records) -> list[Picture]:
     for i, log in enumerate(logs):
         for kind, color in colors.items():
             x, y = log.series('train', f'{kind}_bits')
-            if not i and 'start_bits' in log.config:
+            if not i and log.config.get('start_bits'):
                 x, y = [0.0, *x], [float(log.config['start_bits']), *y]
             label = f'{kind}s, mean over values' if i == 0 else None
             # The two may coincide: one is drawn inside the other.

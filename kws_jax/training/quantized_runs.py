@@ -175,6 +175,8 @@ def check_trained_bits(config: dict) -> None:
         raise ValueError(f'profile must be one of {", ".join(profiles)}, got {config["profile"]!r}')
     if config['profile'] != 'learned' and config['price'] != 'budget':
         raise ValueError(f'the profile {config["profile"]} needs a budget: price=budget')
+    if not config['start_bits'] and config['price'] != 'budget':
+        raise ValueError('start_bits=0 starts from widths within a budget: price=budget')
     if config['price'] not in ('budget', 'linear'):
         raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
     if config['price'] == 'budget':
@@ -239,7 +241,8 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     Args:
       model: a trained float model; it also teaches where `recipe['distill']` > 0.
       data: `Dataset`.
-      config: as for `quantize_fixed`, and `start_bits`, `learn_epochs`, `learn_lr`, `price`:
+      config: as for `quantize_fixed`, and `start_bits` (of every tensor; 0: the widths of the
+        profile 'sensitivity', within the budget), `learn_epochs`, `learn_lr`, `price`:
         'budget' (`mean_weight_bits`, `mean_activation_bits`, `strength`; or `flash_bytes` for the
         weights) or 'linear' (`weight_lambda`, `activation_lambda`; the paper's form, which has no
         budget); `profile`: 'learned', 'sensitivity' (greedy, by the harm that each tensor's
@@ -253,10 +256,10 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     check_trained_bits(config)
     form, sites = quantizers.get_form(config['form']), _sites(model)
     learned = quantizers.uniform_bits(*sites.values(), weight=None, activation=None)
-    start = quantizers.uniform_bits(
-        *sites.values(), weight=config['start_bits'], activation=config['start_bits']
+    even = quantizers.uniform_bits(
+        *sites.values(), weight=config['start_bits'] or 5, activation=config['start_bits'] or 5
     )
-    start_params = start_quantizers(model, data=data, form=form, bits=start)
+    start_params = start_quantizers(model, data=data, form=form, bits=even)
     budget = None
     if config['price'] == 'budget':
         flash = config.get('flash_bytes')
@@ -278,7 +281,11 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     workdir = pathlib.Path(workdir)
     run = {'teacher': model, 'data': data, 'config': config}
     if config['profile'] != 'learned':
-        return _quantize_along(model, start_params, form, sites, budget, workdir, name, **run)
+        bits = _given_bits(model, start_params, form, sites, budget, data=data, config=config)
+        return _quantize_at(model, bits, form, sites, budget, workdir, name, **run)
+    if not config['start_bits']:
+        bits = _sensitive_bits(model, start_params, form, sites, budget, data=data)
+        start_params = start_quantizers(model, data=data, form=form, bits=bits)
     state, summary = _quantized_run(
         model,
         start_params,
@@ -306,26 +313,39 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     return _finished(model, final, form, bits, more, facts, data)
 
 
-def _quantize_along(model, start_params, form, sites, budget, workdir, name, **run):
-    """Trains at whole widths within the budget that were not learned."""
-    data, config = run['data'], run['config']
+def _given_bits(model, start_params, form, sites, budget, *, data, config) -> dict:
+    """Whole widths within the budget along a profile that is not learned."""
     if config['profile'] == 'sensitivity':
-        losses = _rounding_losses(model, start_params, form, data=data)
+        return _sensitive_bits(model, start_params, form, sites, budget, data=data)
     bits = {}
     for kind, mean in budget.items():
         sizes = sites[f'{kind}_sites']
         floor = {site: 2 if is_signed(site, kind) else 1 for site in sizes}
-        if config['profile'] == 'sensitivity':
-            harm = {site: losses[site, kind] for site in sizes}
-            whole = quantizers.greedy_bits(harm, sizes, mean=mean)
-        else:
-            wanted = dict.fromkeys(sizes, mean)
-            if config['profile'] == 'random':
-                draw = np.random.default_rng((config['seed'], kind == 'weight'))
-                wanted = {site: draw.uniform(floor[site], 8) for site in sizes}
-            whole = quantizers.allocate_bits(wanted, sizes, mean=mean, minimum=floor)
+        wanted = dict.fromkeys(sizes, mean)
+        if config['profile'] == 'random':
+            draw = np.random.default_rng((config['seed'], kind == 'weight'))
+            wanted = {site: draw.uniform(floor[site], 8) for site in sizes}
+        whole = quantizers.allocate_bits(wanted, sizes, mean=mean, minimum=floor)
         for site, width in whole.items():
             bits.setdefault(site, {})[kind] = width
+    return bits
+
+
+def _sensitive_bits(model, start_params, form, sites, budget, *, data) -> dict:
+    """Whole widths within the budget, greedily where one more bit helps most (see
+    `quantizers.greedy_bits`)."""
+    losses, bits = _rounding_losses(model, start_params, form, data=data), {}
+    for kind, mean in budget.items():
+        sizes = sites[f'{kind}_sites']
+        harm = {site: losses[site, kind] for site in sizes}
+        for site, width in quantizers.greedy_bits(harm, sizes, mean=mean).items():
+            bits.setdefault(site, {})[kind] = width
+    return bits
+
+
+def _quantize_at(model, bits, form, sites, budget, workdir, name, **run):
+    """Trains at whole widths that were not learned, for the epochs of both phases."""
+    data, config = run['data'], run['config']
     params = start_quantizers(model, data=data, form=form, bits=bits)
     final, summary = _quantized_run(
         model,

@@ -13,6 +13,7 @@ from kws_jax.model import Model, quantized_taps
 from kws_jax.quantizers.forms import FORMS, MAX_BITS, is_signed
 from kws_jax.space import table1_space
 from kws_jax.training import quantized_runs
+from kws_jax.training.metrics import read_metrics
 
 QUANT = {
     'form': 'range_bits',
@@ -162,6 +163,7 @@ def test_an_unknown_price_is_an_error(tmp_path):
     [
         ({'profile': 'guess'}, "profile must be one of learned, .*, got 'guess'"),
         ({'profile': 'random'}, 'the profile random needs a budget: price=budget'),
+        ({'start_bits': 0}, 'start_bits=0 starts from widths within a budget: price=budget'),
     ],
 )
 def test_a_profile_that_cannot_be_had_is_an_error(changes, message):
@@ -190,6 +192,34 @@ def test_widths_that_were_not_learned_meet_the_budget(profile, tmp_path):
             assert all(costs.mean_bits(b, sizes) > mean for b in more)
         if profile == 'uniform':
             assert set(bits.values()) == {mean}
+
+
+def test_learning_may_start_from_the_greedy_widths(tmp_path):
+    """Where nothing moves the widths, they are still there after an epoch."""
+    data, model = small.data(), start()
+    budget = {'price': 'budget', 'mean_weight_bits': 3.0, 'mean_activation_bits': 4.0}
+    config = QUANT | budget | {'form': 'step_range', 'strength': 1.0, 'learn_epochs': 1}
+    config |= {'start_bits': 0, 'quant_lr': 0.0}
+    _, given = (
+        quantized_runs.quantize_trained(
+            model,
+            data=data,
+            config=config | {'profile': profile},
+            workdir=tmp_path / profile,
+            name='x',
+        )
+        for profile in ('learned', 'sensitivity')
+    )
+    (after,) = [
+        record
+        for record in read_metrics(tmp_path / 'learned' / 'learn' / 'metrics.jsonl')
+        if record['kind'] == 'eval'
+    ]
+    for kind in ('weight', 'activation'):
+        bits = given.bits(kind)
+        assert len(set(bits.values())) > 1
+        for name, width in bits.items():
+            assert after[f'bits/{kind}/{name}'] == pytest.approx(width, abs=1e-3)
 
 
 def test_rounding_harms_less_the_more_bits_there_are():
