@@ -1,4 +1,4 @@
-"""Front ends before one and the same network, a few epochs each, judged on validation alone.
+"""Front ends before one and the same network, some epochs each, judged on validation alone.
 
     python launch/pipeline.py --config=configs/front_ends.py:VARIANT --data_dir=DIR \\
       --workdir=runs/front_ends/VARIANT
@@ -8,6 +8,8 @@ Three minutes each on 2 cores with about 17,000 training clips. Variants:
   quadrature, quadrature_raw      pairs of filters in quadrature; without normalization of the image
   conv, conv_mel                  Conv1D, every tap free; from random taps and from the mel bank
   log_mel, mfcc                   60 mel bands; 40 coefficients
+and a front end before a smaller or a larger network:
+  quadrature_small, mfcc_large
 """
 
 import ml_collections
@@ -25,18 +27,23 @@ FRONT_ENDS = {
     'log_mel': {'name': 'log_mel', 'filters': 60},
     'mfcc': {'name': 'mfcc', 'filters': 40, 'kernel': 400, 'stride': 160, 'framing': 'valid'},
 }
-VARIANTS = tuple(FRONT_ENDS)
+SIZES = {
+    'quadrature_small': ('quadrature', ('e1k3', 'e2k5', 'e1k3', 'e3k5', 'e2k5', 'e2k5')),
+    'mfcc_large': ('mfcc', ('e6k5',) * 6),
+}
+VARIANTS = (*FRONT_ENDS, *SIZES)
 
 
 def get_config(variant: str = 'quadrature') -> ml_collections.ConfigDict:
     """The configuration of one front end."""
     if variant not in VARIANTS:
         raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+    front_end, choices = SIZES.get(variant, (variant, CHOICES))
     config = sinc60.get_config()
     config.test = False
-    config.front_end = FRONT_ENDS[variant]
+    config.front_end = FRONT_ENDS[front_end]
     config.target = {'macs': 40e6, 'tolerance': 0.99, 'parameters': 150e3}
-    config.search.update({'method': 'given', 'choices': CHOICES})
+    config.search.update({'method': 'given', 'choices': choices})
     config.train.update({'epochs': 6, 'from_supernet': False})
     config.train.recipe.ema = 0.99
     config.fixed_bits.pairs = ()

@@ -120,7 +120,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'enabled': True,
         'profile': 'learned',  # or sensitivity, random, uniform: what widths are compared with
         'epochs': 6,
-        'start_bits': 5,  # 0: those of the profile sensitivity
+        'start_bits': 0,  # of every tensor; 0: those of the profile sensitivity
         'learn_epochs': 4,
         'learn_lr': 0.1,
         'quant_lr': 0.02,
@@ -168,6 +168,7 @@ def _quickstart(config):
     config.train.update({'epochs': 25, 'lr': 0.1})
     config.fixed_bits.update({'epochs': 4, 'lr': 0.01})
     config.trained_bits.update({'epochs': 4, 'learn_epochs': 4, 'lr': 0.01, 'learn_lr': 0.015})
+    config.trained_bits.start_bits = 5
 
 
 def _mini(config):

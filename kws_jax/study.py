@@ -133,7 +133,16 @@ def run(
 
 
 def _hash(config: dict, fingerprint: str) -> str:
-    text = json.dumps([config, fingerprint], sort_keys=True)
+    """Of the recordings and of all settings that the run depends on."""
+    unused = {'teacher'} if not config['teacher']['enabled'] else set()
+    if config['float_model']:
+        unused |= {'front_end', 'space', 'target', 'search', 'teacher', 'train'}
+    if not config['fixed_bits']['pairs']:
+        unused.add('fixed_bits')
+    if not config['trained_bits']['enabled']:
+        unused.add('trained_bits')
+    used = {key: value for key, value in config.items() if key not in unused}
+    text = json.dumps([used, fingerprint], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

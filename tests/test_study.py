@@ -9,6 +9,7 @@ import small_pipeline
 
 from kws_jax import config as config_lib
 from kws_jax import pipeline, study
+from kws_jax.data import labels
 
 FILE = """
 import small_config
@@ -178,19 +179,39 @@ def test_every_run_is_checked_before_the_first_starts(source, data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class EnoughData:
+    """As much of a `Dataset` as `pipeline.check` asks for."""
+
+    labels = labels.label_set('12')
+    train_size = 10_000
+
+    def evaluation_rows(self, split):
+        pass
+
+
 @pytest.mark.parametrize(
-    'name', ['architectures', 'bits', 'causal', 'cliff', 'front_ends', 'profiles']
+    'name', ['architectures', 'bits', 'causal', 'cliff', 'front_ends', 'profiles', 'quantizers']
 )
 def test_the_studies_describe_runs_that_are_possible(name):
-    classes = [str(i) for i in range(12)]
     for config in study.plan(f'configs/{name}.py').values():
-        problem = pipeline.make_problem(config.to_dict(), classes)
+        pipeline.check(config.to_dict(), EnoughData())
+        problem = pipeline.make_problem(config.to_dict(), EnoughData.labels.names)
         if config.search.method == 'given':
             architecture = problem.space.architecture(config.search.choices)
             assert [choice.name for choice in architecture.choices] == list(config.search.choices)
         else:
             problem.check_reachable()
             assert problem.bounds['low'] < problem.bounds['high'] <= config.target.macs
+
+
+def test_settings_that_a_run_does_not_use_do_not_make_it_another():
+    (config,) = study.plan('configs/bits.py', variants=['w4a4']).values()
+    config, changed = config.to_dict(), config.to_dict()
+    changed['trained_bits']['start_bits'] += 1  # not enabled
+    changed['search']['epochs'] += 1  # nothing is searched before a released model
+    assert study._hash(config, 'data') == study._hash(changed, 'data')
+    changed['fixed_bits']['epochs'] += 1
+    assert study._hash(config, 'data') != study._hash(changed, 'data')
 
 
 def test_the_summary_has_means_and_spreads_over_seeds():

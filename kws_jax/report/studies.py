@@ -66,8 +66,9 @@ def bits(results) -> Picture:
 
 _PROFILES = {
     'learned': (style.BLUE, 'o'),
-    'uniform': (style.RED, 's'),
+    'learned_even': (style.ORANGE, '^'),
     'sensitivity': (style.GREEN, 'D'),
+    'uniform': (style.RED, 's'),
     'random': (style.GREY, 'v'),
 }
 
@@ -77,7 +78,7 @@ def profiles(results) -> Picture:
     entries = summary(_read(results, 'profiles'))
     fig, (means, flash) = style.grid(2, columns=2, height=4.2, sharey=True)
     for profile, (color, marker) in _PROFILES.items():
-        own = [entry for entry in entries if entry['variant'].startswith(profile)]
+        own = [entry for entry in entries if entry['variant'][:-2] == profile]
         own.sort(key=lambda entry: entry['flash_bytes'])
         for ax, x in (
             (means, [int(entry['variant'][-2:]) / 10 for entry in own]),

@@ -2,6 +2,7 @@
 returns a quantized one."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from kws_jax import costs, deploy, network, quantizers
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.batches import steps_per_epoch, training_source
 from kws_jax.model import Model, quantized_taps, tap_columns
 from kws_jax.quantizers.forms import MAX_BITS, is_signed
+from kws_jax.training.evaluation import predict_all
 from kws_jax.training.loop import fit
 from kws_jax.training.runs import CHUNK, evaluate_model, float_logits, validator
 from kws_jax.training.state import adam_cosine, sgd
@@ -175,10 +178,10 @@ def check_trained_bits(config: dict) -> None:
         raise ValueError(f'profile must be one of {", ".join(profiles)}, got {config["profile"]!r}')
     if config['profile'] != 'learned' and config['price'] != 'budget':
         raise ValueError(f'the profile {config["profile"]} needs a budget: price=budget')
-    if not config['start_bits'] and config['price'] != 'budget':
-        raise ValueError('start_bits=0 starts from widths within a budget: price=budget')
     if config['price'] not in ('budget', 'linear'):
         raise ValueError(f"price must be 'budget' or 'linear', got {config['price']!r}")
+    if not config['start_bits'] and config['price'] != 'budget':
+        raise ValueError('start_bits=0 starts from widths within a budget: price=budget')
     if config['price'] == 'budget':
         for key, least in (('mean_weight_bits', 2), ('mean_activation_bits', 1)):
             if not config[key] >= least:
@@ -364,23 +367,28 @@ def _rounding_losses(model, quant_params, form, *, data, clips: int = 500) -> di
     """`{(site, kind): {bits: harm}}`: the mean KL divergence from the float model's predictions on
     some training clips when this tensor alone is rounded, all others at 16 bits."""
     rows, _ = data.epoch(seed=0, epoch=1)
-    audio = int16_to_float(jnp.asarray(data.batch(rows[rows >= 0][:clips])))
+    audio = data.batch(rows[rows >= 0][:clips])
     front_end = model.make_front_end()
-    target = jax.nn.log_softmax(jax.jit(float_logits(model))(audio))
     fine = {site: dict.fromkeys(own, 16) for site, own in quant_params.items()}
 
     @jax.jit
-    def harm(params):
+    def rounded(params, clips):
         logits, _ = network.apply(
             model.params,
             model.averages,
-            audio,
+            int16_to_float(clips),
             front_end=front_end,
             architecture=model.architecture,
             quant=quantizers.make_quant(form, params, fine),
         )
-        got = jax.nn.log_softmax(logits)
-        return (jnp.exp(target) * (target - got)).sum(axis=1).mean()
+        return logits
+
+    target = scipy.special.log_softmax(predict_all(model.predictor(), audio), axis=1)
+
+    def harm(params):
+        got = predict_all(functools.partial(rounded, params), audio)
+        gap = target - scipy.special.log_softmax(got, axis=1)
+        return (np.exp(target) * gap).sum(axis=1).mean()
 
     samples, losses = typical_values(model, data=data), {}
     all_fine = quantizers.fix_bits(form, quantizers.init_quant_params(form, samples, fine), fine)
