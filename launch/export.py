@@ -9,7 +9,8 @@ Formats:
   onnx    model.onnx for onnxruntime and others: a float model as it is, a quantized one with its
           codes between QuantizeLinear and DequantizeLinear, weights in 4 or 8 bits
   litert  model.tflite for LiteRT and LiteRT for Microcontrollers: a float model as it is, a
-          quantized one in int8
+          quantized one in int8, and with that exact.tflite, for LiteRT alone: the integer network's
+          logits bit for bit
 """
 
 import dataclasses
@@ -46,7 +47,15 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments {argv[1:]}; flags begin with --')
     from kws_jax import config, deploy, zoo
-    from kws_jax.deploy import export_c, export_litert, export_onnx, firmware, packed, table
+    from kws_jax.deploy import (
+        export_c,
+        export_litert,
+        export_litert_exact,
+        export_onnx,
+        firmware,
+        packed,
+        table,
+    )
 
     try:
         for path in _IMPORT.value:
@@ -80,6 +89,8 @@ def main(argv):
             if _XZ.value and not other:
                 path, content = path.with_suffix('.kws.xz'), packed.compress(content)
             path.write_bytes(content)
+            if other is export_litert:
+                (out / 'exact.tflite').write_bytes(export_litert_exact.from_network(network))
             if other:
                 print(_containers(network, other.stored_bits(network)))
     except (OSError, ValueError) as error:

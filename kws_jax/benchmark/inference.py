@@ -27,6 +27,7 @@ RUNTIMES = {
     'c': ('C99, -O2', 'c/model.kws'),
     'tflm_int8': ('LiteRT for Microcontrollers, portable kernels', 'int8.tflite'),
     'litert_int8': ('LiteRT, one thread', 'int8.tflite'),
+    'litert_exact': ('LiteRT, one thread', 'exact.tflite'),
     'litert_float': ('LiteRT, one thread', 'float.tflite'),
     'onnxruntime_int8': ('onnxruntime, one thread', 'int8.onnx'),
     'onnxruntime_float': ('onnxruntime, one thread', 'float.onnx'),
@@ -223,7 +224,7 @@ def _export(model, float_model, folder) -> dict[str, int]:
     """Writes every file; returns bytes of the weights by runtime, where the format has some."""
     from kws_jax import deploy
     from kws_jax import model as model_lib
-    from kws_jax.deploy import export_c, export_litert, export_onnx, packed
+    from kws_jax.deploy import export_c, export_litert, export_litert_exact, export_onnx, packed
 
     network = deploy.from_model(model)
     export_c.write(network, folder / 'c', costs=model.costs())
@@ -235,6 +236,7 @@ def _export(model, float_model, folder) -> dict[str, int]:
     model_lib.save(float_model, folder / 'float')
     if not missing('litert'):
         (folder / 'int8.tflite').write_bytes(export_litert.from_network(network))
+        (folder / 'exact.tflite').write_bytes(export_litert_exact.from_network(network))
         (folder / 'float.tflite').write_bytes(export_litert.from_float(float_model))
     if not missing('onnxruntime'):
         (folder / 'int8.onnx').write_bytes(export_onnx.from_network(network))
@@ -250,6 +252,7 @@ def _export(model, float_model, folder) -> dict[str, int]:
         'c': len(packed.stream(network)),  # multipliers and offsets included
         'tflm_int8': int8,
         'litert_int8': int8,
+        'litert_exact': total(dict.fromkeys(sizes, 8)),
         'onnxruntime_int8': total(export_onnx.stored_bits(network)),
     }
 

@@ -89,6 +89,11 @@ def image_row(front_end: FrontEnd, sums, xp=np):
     else:
         size = {'abs': xp.abs, 'relu': lambda v: xp.maximum(v, 0), 'plain': lambda v: v}
         response = size[front_end.magnitude](scaled)
+    return image_code(front_end, response, xp)
+
+
+def image_code(front_end: FrontEnd, response, xp=np):
+    """Responses `[..., filters]` to image codes."""
     if front_end.log:
         response = log2(response + (1 << front_end.fraction), front_end.fraction, xp)
     apart = front_end.factor_fraction - front_end.offset_fraction
