@@ -16,7 +16,7 @@ import soundfile
 
 from kws_jax import deploy, detection, zoo
 from kws_jax.data import synthetic
-from kws_jax.deploy import demo, export_c, packed
+from kws_jax.deploy import demo, export_c, packed, stream
 from kws_jax.deploy.network import FRAMES_AT_ONCE
 
 released = [name for name in zoo.names() if zoo.load(name).quant is not None]
@@ -116,6 +116,24 @@ def test_its_stream_decides_as_windows_do(network, page, chunk):
           return rows;
         }})()"""
     )
+    np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-6)
+
+
+@needs_browser
+def test_a_causal_model_streams_as_the_reference_does(page):
+    network = deploy.from_model(integer_models.make(weight=2, activation=4, causal=True))
+    samples, model = spoken(), packed.pack(network)
+    expected = detection.softmax(stream.logits(network, samples) * network.logit_step)
+    found = page.evaluate(
+        f"""import('./kws.js').then(async ({{ Spotter }}) => {{
+          const spotter = await Spotter.load('kws.wasm', Uint8Array.from({list(model)}));
+          const all = Int16Array.from({samples.tolist()}), rows = [];
+          for (let i = 0; i < all.length; i += 1000)
+            rows.push(...spotter.feed(all.subarray(i, i + 1000)));
+          return rows;
+        }})"""
+    )
+    assert len(expected) > 10
     np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-6)
 
 
