@@ -180,4 +180,4 @@ def _mini(config):
     config.train.epochs = config.teacher.epochs = 1
     config.train.recipe.ema = 0.9
     config.fixed_bits.update({'epochs': 1, 'pairs': ((4, 4),)})
-    config.trained_bits.update({'epochs': 1, 'learn_epochs': 1, 'quant_lr': 0.1})
+    config.trained_bits.update({'epochs': 1, 'learn_epochs': 1, 'quant_lr': 0.1, 'start_bits': 5})
