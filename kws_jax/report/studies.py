@@ -113,7 +113,8 @@ def front_ends(results) -> Picture:
                 entry[key] / unit,
                 entry.get('test', entry['validation']),
                 color=style.CYCLE[i % len(style.CYCLE)],
-                marker=style.MARKERS[i % len(style.MARKERS)],
+                # no two entries share both, though there are more than colors
+                marker=style.MARKERS[(i + i // len(style.CYCLE)) % len(style.MARKERS)],
                 label=entry['variant'],
             )
         ax.set_xlabel(label)

@@ -81,6 +81,13 @@ def test_front_ends_are_drawn_over_both_costs(tmp_path):
     assert 'parameters' in by_parameters.get_xlabel() and 'MACs' in by_macs.get_xlabel()
 
 
+def test_many_front_ends_do_not_look_alike(tmp_path):
+    made_up(tmp_path, 'front_ends', [(f'f{i}', 0, 0.9, None) for i in range(12)])
+    by_parameters, _ = studies.front_ends(tmp_path).figure.axes
+    looks = {(line.get_color(), line.get_marker()) for line in by_parameters.lines}
+    assert len(looks) == 12
+
+
 def test_silence_is_scored_three_ways(tmp_path):
     # 8 of 10 words right, none taken for silence; 1 of 2 silences right: 9/12, and 8/10 without
     test = {'labels': ['yes', 'silence'], 'confusion': [[8, 2], [1, 1]]}
