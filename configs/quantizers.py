@@ -28,6 +28,6 @@ def get_config(variant: str = 'step_range') -> ml_collections.ConfigDict:
         return config
     form = 'range_bits' if variant in ('range_bits', 'linear') else 'step_range'
     price = 'linear' if variant == 'linear' else 'budget'
-    config.trained_bits.update({'enabled': True, 'form': form, 'price': price})
-    config.trained_bits.update({'start_bits': 5, 'learn_epochs': 3, 'epochs': 3})
+    config.trained_bits.update({'enabled': True, 'form': form, 'price': price, 'start_bits': 5})
+    config.trained_bits.update({'learn_epochs': 3, 'epochs': 3})
     return config

@@ -59,6 +59,7 @@ class _Whole:
 
     def scaled(self, x: Tensor, multipliers, most, name: str) -> Tensor:
         """`floor(x * multipliers + 1/2)` of sums up to `most`."""
+        _check_sums(name, most)
         mantissa, shift = multipliers.mantissa, multipliers.shift
         half = np.int64(1) << (shift - 1)
         _check(name, most * mantissa.astype(object) + half, shift)
@@ -74,6 +75,12 @@ class _Whole:
         """Codes, a byte each in the file, as float32."""
         stored = self.graph.constant(np.ascontiguousarray(codes).astype(np.int8), scale=1.0)
         return self.graph.node('DEQUANTIZE', (stored,), stored.shape)
+
+
+def _check_sums(name, most):
+    """Raises ValueError where float32 does not hold every whole number up to `most`."""
+    if np.max(most) > 2**24:
+        raise ValueError(f'{name}: its sums exceed 2^24 and are not exact in LiteRT')
 
 
 def _check(name, value, shift):
@@ -94,15 +101,14 @@ def thresholds(front_end: FrontEnd) -> np.ndarray:
         raise ValueError('frontend: image codes that fall with the response have no LiteRT form')
     wanted = np.arange(-front_end.high + 1, front_end.high + 1)
     shape = (len(wanted), front_end.filters)
-    low = np.full(shape, 0 if front_end.magnitude != 'plain' or front_end.pairs else -(2**31))
-    high = np.full(shape, 2**31, np.int64)
-    low = low.astype(np.int64)
+    signed = front_end.magnitude == 'plain' and not front_end.pairs
+    low, high = (np.full(shape, end, np.int64) for end in (-(2**31) * signed, 2**31))
     never = image_code(front_end, high) < wanted[:, None]
     while (low < high).any():
         middle = (low + high) >> 1
         reached = image_code(front_end, middle) >= wanted[:, None]
         low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
-    return np.where(never, _NEVER, np.minimum(low, 2**31)).T
+    return np.where(never, _NEVER, low).T
 
 
 def _image(graph: Graph, whole: _Whole, front_end: FrontEnd, samples: Tensor):
@@ -159,6 +165,7 @@ def _layer(graph: Graph, whole: _Whole, layer: Layer, x: Tensor, top: int, block
     )
     inputs = tuple(range(layer.weights.ndim - 1))
     most = np.abs(layer.weights.astype(np.int64)).sum(axis=inputs).astype(object) * top
+    _check_sums(layer.name, most)
     shift, mantissa = layer.rescale.shift, layer.rescale.mantissa
     added = (layer.offset.astype(np.int64) << (shift - layer.fraction)) + (
         np.int64(1) << (shift - 1)
@@ -196,7 +203,7 @@ def from_network(network: Network) -> bytes:
       network bit for bit; `logits` are these times the step.
 
     Raises:
-      ValueError: a layer's numbers do not fit 64 bits; names it.
+      ValueError: a layer's sums do not fit float32, or its numbers 64 bits; names it.
       ImportError: the package ai-edge-litert is missing.
     """
     front_end, graph = network.front_end, Graph(network.causal)
@@ -213,12 +220,15 @@ def from_network(network: Network) -> bytes:
         x = _layer(graph, whole, block.project, y, block.depthwise.high, x)
         top = max(block.project.high, -block.project.low)
     x = _layer(graph, whole, network.head, x, top)
-    x = whole.cast(whole.summed(x, [1, 2], (1, x.shape[3]), keep=False), 'FLOAT32')
-    last, classes = network.classifier, len(network.labels)
-    options = 'FullyConnectedOptions', {'fusedActivationFunction': graph.activation('NONE')}
-    inputs = x, whole.weights(last.weights.T), graph.constant(np.zeros(classes))
-    x = graph.node('FULLY_CONNECTED', inputs, (1, classes), options=options)
-    integers = whole.of('ADD', whole.cast(x, 'INT32'), last.offset)
+    # codes added up over the map are too large for products in float32
+    last, channels, classes = network.classifier, x.shape[3], len(network.labels)
+    x = whole.cast(whole.summed(x, [1, 2], (1, channels), keep=False), 'INT64')
+    w = whole.cast(graph.constant(last.weights.astype(np.int8)), 'INT64')
+    options = 'MulOptions', {'fusedActivationFunction': graph.activation('NONE')}
+    inputs = graph.reshape(x, (1, channels, 1)), w
+    x = graph.node('MUL', inputs, (1, channels, classes), 'INT64', options=options)
+    x = whole.cast(whole.summed(x, [1], (1, classes), keep=False), 'INT32')
+    integers = whole.of('ADD', x, last.offset)
     logits = whole.of('MUL', whole.cast(integers, 'FLOAT32'), [network.logit_step])
     facts = {
         'labels': ','.join(network.labels),

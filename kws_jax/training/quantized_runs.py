@@ -259,9 +259,8 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
     check_trained_bits(config)
     form, sites = quantizers.get_form(config['form']), _sites(model)
     learned = quantizers.uniform_bits(*sites.values(), weight=None, activation=None)
-    even = quantizers.uniform_bits(
-        *sites.values(), weight=config['start_bits'] or 5, activation=config['start_bits'] or 5
-    )
+    width = config['start_bits'] or MAX_BITS  # replaced below where the start is not even
+    even = quantizers.uniform_bits(*sites.values(), weight=width, activation=width)
     start_params = start_quantizers(model, data=data, form=form, bits=even)
     budget = None
     if config['price'] == 'budget':

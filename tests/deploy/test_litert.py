@@ -71,6 +71,23 @@ def test_the_exact_form_gives_the_integers_bit_for_bit(front_end, weight, activa
     )
 
 
+def test_logits_beyond_what_float32_holds_are_exact_too():
+    network, audio = deploy.from_model(integer_models.make(activation=8)), integer_models.clips(12)
+    last = network.classifier
+    # as if the map were a thousand times as large
+    head = dataclasses.replace(
+        network.head, rescale=dataclasses.replace(network.head.rescale, base=6), high=2**20
+    )
+    weights = np.where(last.weights < 0, -127, 127).astype(np.int8)
+    network = dataclasses.replace(
+        network, head=head, classifier=dataclasses.replace(last, weights=weights)
+    )
+    expected = deploy.run(network, audio)
+    assert np.abs(expected).max() > 2**24 and (expected % 2).any()
+    found = run(export_litert_exact.from_network(network), audio, 'integers')
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize('front_end', sorted(integer_models.FRONT_ENDS))
 def test_a_code_is_reached_at_its_threshold_and_not_one_below(front_end):
     made = deploy.from_model(integer_models.make(front_end, activation=4)).front_end
@@ -92,6 +109,8 @@ def test_numbers_that_do_not_fit_64_bits_are_an_error_that_names_the_layer():
     head = dataclasses.replace(network.head, rescale=rescale, fraction=0)
     with pytest.raises(ValueError, match='head: .* too large to be exact in LiteRT'):
         export_litert_exact.from_network(dataclasses.replace(network, head=head))
+    with pytest.raises(ValueError, match=r'head: its sums exceed 2\^24'):
+        export_litert_exact._check_sums('head', 600 * 127 * 255)
     falling = dataclasses.replace(network.front_end, factor=-network.front_end.factor)
     with pytest.raises(ValueError, match='frontend: image codes that fall with the response'):
         export_litert_exact.from_network(dataclasses.replace(network, front_end=falling))
