@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from kws_jax import deploy, detection
+from kws_jax import deploy, detection, frontends
+from kws_jax import network as network_lib
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.streams import Stream
 from kws_jax.deploy import stream
 from kws_jax.detection import NOT_KEYWORDS
@@ -32,7 +36,9 @@ class Scores(NamedTuple):
 def scores(model: Model, audio: np.ndarray) -> Scores:
     """Scores of every window of a recording.
 
-    A quantized model listens in integers, as on a device; a float model is run on each window.
+    A quantized model listens in integers, as on a device. A float model is run on each window; but
+    a causal one hears the recording as a stream, as its integer form does: what it says of a window
+    is of the mean of that window's rows, which have heard what came before it.
 
     Args:
       model: float or quantized.
@@ -49,6 +55,9 @@ def scores(model: Model, audio: np.ndarray) -> Scores:
         values = stream.logits(network, audio) * network.logit_step
         length = (network.frames - 1) * front_end.stride + front_end.kernel
         step = stream.hop(network)
+    elif _hears_streams(model):
+        step, length = _causal_hop(model), WINDOW
+        values = _causal_logits(model, audio)
     else:
         predict, step, length = model.predictor(), HOP, WINDOW
         windows = np.lib.stride_tricks.sliding_window_view(audio, length)[::step]
@@ -60,6 +69,75 @@ def scores(model: Model, audio: np.ndarray) -> Scores:
         values = np.concatenate(parts)[: len(windows)]
     ends = length + step * np.arange(len(values))
     return Scores(tuple(model.labels), detection.softmax(values), ends)
+
+
+def _hears_streams(model):
+    """Whether rows of a float model's maps depend neither on later ones nor on a window's ends."""
+    options = frontends.settings(**{k: v for k, v in model.front_end.items() if k != 'normalize'})
+    return model.architecture.space.causal and options.get('hops') == 1
+
+
+def _rows(model):
+    """Samples from one row of the head's map to the next, and how many rows before it hear a part
+    of what a row hears."""
+    space = model.architecture.space
+    before, apart = space.stem.kernel[0] - 1, space.stem.stride[0]
+    for layer, choice in zip(space.layers, model.architecture.choices, strict=True):
+        if not choice.is_identity:
+            before += (choice.kernel - 1) * apart
+            apart *= layer.stride
+    return apart * model.front_end.get('stride', 160), -(-before // apart)
+
+
+def _causal_hop(model):
+    """Samples between the decisions of a causal float model: whole rows, about `HOP`."""
+    row, _ = _rows(model)
+    return row * max(1, round(HOP / row))
+
+
+def _window_logits(model, windows):
+    """`logits(audio, first) -> [windows, classes]` of a causal model.
+
+    Windows `_causal_hop` apart, the first of them beginning with row `first` of `audio`, which
+    begins where the stream does or `_rows` before that row; what it lacks at its end is zeros.
+    """
+    front_end, architecture = model.make_front_end(), model.architecture
+    (row, before), hop = _rows(model), _causal_hop(model)
+    rows = architecture.space.final_shape[0]
+    count = rows + (windows - 1) * hop // row
+    length = (before + count - 1) * row + WINDOW
+
+    @jax.jit
+    def run(params, averages, audio, first):
+        body, _ = network_lib.apply_body(
+            params,
+            averages,
+            int16_to_float(audio)[None],
+            front_end=front_end,
+            architecture=architecture,
+        )
+        start = first + hop // row * jnp.arange(windows)
+        each = body[0].mean(axis=1)[start[:, None] + jnp.arange(rows)[None]]
+        return network_lib.classify(params, each.mean(axis=1))
+
+    def logits(audio, first):
+        audio = audio[:length]
+        audio = np.pad(audio, (0, length - len(audio)))
+        return np.asarray(run(model.params, model.averages, audio, first))
+
+    return logits
+
+
+def _causal_logits(model, audio, windows: int = 256):
+    """Logits `[windows, classes]` of all windows of a recording, some at a time."""
+    (row, before), hop = _rows(model), _causal_hop(model)
+    logits, parts = _window_logits(model, windows), []
+    count = (len(audio) - WINDOW) // hop + 1
+    for window in range(0, count, windows):
+        first = window * hop // row
+        heard = min(first, before)
+        parts.append(logits(audio[(first - heard) * row :], heard))
+    return np.concatenate(parts)[:count]
 
 
 def curves(
@@ -158,6 +236,8 @@ def stepper(model: Model) -> Callable[[np.ndarray], np.ndarray]:
             return detection.softmax(logits * network.logit_step)
 
         return step
+    if _hears_streams(model):
+        return _causal_stepper(model)
     predict, kept = model.predictor(), np.zeros(0, np.int16)
 
     def step(samples):
@@ -166,6 +246,22 @@ def stepper(model: Model) -> Callable[[np.ndarray], np.ndarray]:
         while len(kept) >= WINDOW:
             values.append(np.asarray(predict(kept[None, :WINDOW]))[0])
             kept = kept[HOP:]
+        return detection.softmax(np.array(values).reshape(-1, len(model.labels)))
+
+    return step
+
+
+def _causal_stepper(model):
+    (row, before), hop = _rows(model), _causal_hop(model)
+    logits, kept, first = _window_logits(model, 1), np.zeros(0, np.int16), 0
+
+    def step(samples):
+        nonlocal kept, first
+        kept, values = np.concatenate([kept, samples]), []
+        while len(kept) >= first * row + WINDOW:
+            values.append(logits(kept, first)[0])
+            first += hop // row
+            kept, first = kept[max(first - before, 0) * row :], min(first, before)
         return detection.softmax(np.array(values).reshape(-1, len(model.labels)))
 
     return step

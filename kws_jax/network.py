@@ -116,12 +116,21 @@ def apply_stem(
 
 def apply_head(params, state, y, *, train, quant=no_quant):
     """Last feature map `[batch, h, w, channels]` to logits `[batch, classes]`, and new averages."""
+    y, new = _head_map(params, state, y, train=train, quant=quant)
+    return classify(params, y.mean(axis=(1, 2)), quant=quant), new
+
+
+def _head_map(params, state, y, *, train, quant):
     w = quant('head', 'weight', params['head']['w'])
     bn = {'scale': params['head']['scale'], 'bias': params['head']['bias']}
     y, head_state = pointwise_batch_norm(bn, state['head'], y, w, train=train)
-    pooled = quant('head', 'activation', relu6(y)).mean(axis=(1, 2))
+    return quant('head', 'activation', relu6(y)), {'head': head_state}
+
+
+def classify(params, pooled, *, quant=no_quant):
+    """What the head says on average, `[batch, channels]`, to logits `[batch, classes]`."""
     w = quant('classifier', 'weight', params['classifier']['w'])
-    return pooled @ w + params['classifier']['b'][None, :], {'head': head_state}
+    return pooled @ w + params['classifier']['b'][None, :]
 
 
 def apply(
@@ -149,6 +158,35 @@ def apply(
     Returns:
       Logits `[batch, classes]` and the state to use next.
     """
+    y, new = apply_body(
+        params,
+        state,
+        audio,
+        front_end=front_end,
+        architecture=architecture,
+        train=train,
+        quant=quant,
+        transform_image=transform_image,
+    )
+    return classify(params, y.mean(axis=(1, 2)), quant=quant), new
+
+
+def apply_body(
+    params,
+    state,
+    audio: jax.Array,
+    *,
+    front_end: FrontEnd,
+    architecture: Architecture,
+    train: bool = False,
+    quant=no_quant,
+    transform_image=None,
+) -> tuple[jax.Array, dict]:
+    """What is pooled: the head's map `[batch, h, w, channels]`, and new averages.
+
+    Arguments are those of `apply`. With a front end of taps audio may be of any length; in a causal
+    network rows of the map do not depend on what comes after them.
+    """
     space = architecture.space
     y, new = apply_stem(
         params,
@@ -165,5 +203,5 @@ def apply(
             y, new[layer.name] = mbconv(
                 params[layer.name], state[layer.name], y, layer=layer, train=train, quant=quant
             )
-    logits, head_state = apply_head(params, state, y, train=train, quant=quant)
-    return logits, new | head_state
+    y, head_state = _head_map(params, state, y, train=train, quant=quant)
+    return y, new | head_state

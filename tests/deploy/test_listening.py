@@ -1,12 +1,15 @@
 """A model on a long recording: the scores of its windows, and what comes of them."""
 
+import dataclasses
+
 import integer_models
 import numpy as np
 import pytest
 import small
 
-from kws_jax import deploy, detection, listening
+from kws_jax import deploy, detection, listening, network
 from kws_jax.data import streams
+from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.deploy import stream
 
 
@@ -53,6 +56,40 @@ def test_a_float_model_is_run_on_each_window(recording):
     expected = detection.softmax(np.asarray(model.predictor()(window[None]))[0])
     np.testing.assert_allclose(found.values[at], expected, atol=1e-5)
     assert found.ends[at] == at * 1280 + 16000
+
+
+def float_causal():
+    return dataclasses.replace(integer_models.make(causal=True), quant=None)
+
+
+def test_a_causal_float_model_hears_a_recording_as_a_stream(recording):
+    model = float_causal()
+    body, _ = network.apply_body(
+        model.params,
+        model.averages,
+        int16_to_float(recording.audio)[None],
+        front_end=model.make_front_end(),
+        architecture=model.architecture,
+    )
+    rows, found = np.asarray(body)[0].mean(axis=1), listening.scores(model, recording.audio)
+    row, wide = 4 * 320, model.architecture.space.final_shape[0]  # a row for every 4 frames
+    count = (len(recording.audio) - 16000) // row + 1
+    means = np.stack([rows[i : i + wide].mean(axis=0) for i in range(count)])
+    expected = detection.softmax(np.asarray(network.classify(model.params, means)))
+    np.testing.assert_allclose(found.values, expected, atol=1e-5)
+    np.testing.assert_array_equal(found.ends, 16000 + row * np.arange(count))
+    first = detection.softmax(np.asarray(model.predictor()(recording.audio[None, :16000])))
+    np.testing.assert_allclose(found.values[:1], first, atol=1e-5)
+
+
+def test_a_causal_float_model_says_the_same_in_pieces_of_any_length(recording):
+    model, audio = float_causal(), recording.audio[:100000]
+    step, said, cuts = listening.stepper(model), [], [0, 1, 15999, 16000, 40001, 40002, 100000]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        said.append(step(audio[start:end]))
+    assert [len(part) for part in said[:3]] == [0, 0, 1]
+    expected = listening.scores(model, audio).values
+    np.testing.assert_allclose(np.concatenate(said), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('make', [integer_models.make, small.model])
