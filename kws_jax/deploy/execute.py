@@ -225,7 +225,12 @@ def jax_logits(network: Network, image: jax.Array) -> jax.Array:
 
 
 def jitted(network: Network) -> Callable:
-    """The same numbers, fast: `run(int16 [clips, samples]) -> int32 logits [clips, classes]`."""
+    """The same numbers, fast: `run(int16 [clips, samples]) -> int32 logits [clips, classes]`.
+
+    Raises:
+      ValueError: a layer's sums may be larger than float32 holds exactly; names it.
+    """
+    network.check_float32('JAX')
 
     @jax.jit
     def run(samples):

@@ -13,7 +13,7 @@ import numpy as np
 
 from kws_jax.deploy.execute import image_code
 from kws_jax.deploy.litert_graph import Graph, Tensor
-from kws_jax.deploy.network import FrontEnd, Layer, Network
+from kws_jax.deploy.network import FrontEnd, Layer, Network, magnitudes
 
 _NEVER = 2**62  # a threshold that no response, or square of one, reaches
 
@@ -59,7 +59,6 @@ class _Whole:
 
     def scaled(self, x: Tensor, multipliers, most, name: str) -> Tensor:
         """`floor(x * multipliers + 1/2)` of sums up to `most`."""
-        _check_sums(name, most)
         mantissa, shift = multipliers.mantissa, multipliers.shift
         half = np.int64(1) << (shift - 1)
         _check(name, most * mantissa.astype(object) + half, shift)
@@ -75,12 +74,6 @@ class _Whole:
         """Codes, a byte each in the file, as float32."""
         stored = self.graph.constant(np.ascontiguousarray(codes).astype(np.int8), scale=1.0)
         return self.graph.node('DEQUANTIZE', (stored,), stored.shape)
-
-
-def _check_sums(name, most):
-    """Raises ValueError where float32 does not hold every whole number up to `most`."""
-    if np.max(most) > 2**24:
-        raise ValueError(f'{name}: its sums exceed 2^24 and are not exact in LiteRT')
 
 
 def _check(name, value, shift):
@@ -119,7 +112,7 @@ def _image(graph: Graph, whole: _Whole, front_end: FrontEnd, samples: Tensor):
     taps, none = front_end.taps, graph.constant(np.zeros(front_end.taps.shape[1]))
     w = whole.weights(taps.T[:, :, None, None])
     x = graph.conv(x, w, none, stride=(front_end.stride, 1), same=False)
-    most = np.abs(taps.astype(np.int64)).sum(axis=0).astype(object) * front_end.top
+    most = magnitudes(taps) * front_end.top
     x = whole.scaled(x, front_end.columns, most, 'frontend')
     shape = (1, x.shape[1], front_end.filters, 1)
     least = thresholds(front_end)
@@ -163,9 +156,7 @@ def _layer(graph: Graph, whole: _Whole, layer: Layer, x: Tensor, top: int, block
         stride=layer.stride,
         depthwise=layer.kind == 'depthwise',
     )
-    inputs = tuple(range(layer.weights.ndim - 1))
-    most = np.abs(layer.weights.astype(np.int64)).sum(axis=inputs).astype(object) * top
-    _check_sums(layer.name, most)
+    most = magnitudes(layer.weights) * top
     shift, mantissa = layer.rescale.shift, layer.rescale.mantissa
     added = (layer.offset.astype(np.int64) << (shift - layer.fraction)) + (
         np.int64(1) << (shift - 1)
@@ -206,6 +197,7 @@ def from_network(network: Network) -> bytes:
       ValueError: a layer's sums do not fit float32, or its numbers 64 bits; names it.
       ImportError: the package ai-edge-litert is missing.
     """
+    network.check_float32('LiteRT')
     front_end, graph = network.front_end, Graph(network.causal)
     whole = _Whole(graph)
     samples = graph.tensor((1, network.samples), 'INT16')

@@ -312,9 +312,11 @@ def from_network(network: Network) -> bytes:
       times the step.
 
     Raises:
-      ValueError: a layer's numbers are out of the range in which float64 is exact; names it.
+      ValueError: a layer's numbers are out of the range in which float32 (sums) or float64 (the
+        rest) are exact; names it.
       ImportError: the package onnx is missing.
     """
+    network.check_float32('ONNX')
     front_end, graph = network.front_end, _Graph()
     whole = _Whole(graph)
     one = graph.real(1.0)

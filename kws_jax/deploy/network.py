@@ -195,6 +195,11 @@ class Block:
     project: Layer
 
 
+def magnitudes(weights: np.ndarray) -> np.ndarray:
+    """Sums of the magnitudes of each output channel's weights: Python integers `[channels]`."""
+    return np.abs(weights.astype(object)).sum(axis=tuple(range(weights.ndim - 1)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A keyword spotter in integers.
@@ -254,6 +259,27 @@ class Network:
             parts += [block.expand] if block.expand else []
             parts += [block.depthwise, block.project]
         return {part.name: part for part in [*parts, self.head, self.classifier]}
+
+    def largest_sums(self) -> dict[str, np.ndarray]:
+        """By layer before the classifier, what none of its sums of products can exceed: Python
+        integers `[channels]`."""
+        layers, top = self.layers(), self.front_end.high
+        most = {'frontend': magnitudes(self.front_end.taps) * self.front_end.top}
+        for name, layer in layers.items():
+            if layer.kind != 'classifier':
+                most[name] = magnitudes(layer.weights) * top
+                top = max(-layer.low, layer.high)
+        return most
+
+    def check_float32(self, runtime: str) -> None:
+        """Makes sure that sums added up in float32 are exact.
+
+        Raises:
+          ValueError: names the layer whose sums may exceed 2^24, and the runtime.
+        """
+        for name, most in self.largest_sums().items():
+            if max(most) > 2**24:
+                raise ValueError(f'{name}: its sums may exceed 2^24 and are not exact in {runtime}')
 
     @property
     def frames(self) -> int:

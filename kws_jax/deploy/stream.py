@@ -204,7 +204,11 @@ def jitted_step(network: Network) -> Callable:
       `step(state, int16 [samples]) -> (state, logits [most, classes], decided [most])`: as many
       places for logits as such a chunk can bring decisions, and which of them it did bring. It is
       a pure function, compiled anew for each length of chunk.
+
+    Raises:
+      ValueError: a layer's sums may be larger than float32 holds exactly; names it.
     """
+    network.check_float32('JAX')
     needed, advance = _needed(network), _advance(network)
     every = network.decide_every // FRAMES_AT_ONCE
     front_end, classes = network.front_end, len(network.labels)
@@ -264,9 +268,11 @@ def logits(network: Network, audio: np.ndarray, batch: int = 64) -> np.ndarray:
     Each frame is computed once; the network runs on `batch` windows at a time.
 
     Raises:
-      ValueError: `audio` is not int16 `[samples]`, or shorter than one window's frames.
+      ValueError: `audio` is not int16 `[samples]`, or shorter than one window's frames; or a
+        layer's sums may be larger than float32 holds exactly.
     """
     _check(network, audio)
+    network.check_float32('JAX')
     front_end = network.front_end
     frames = (len(audio) - front_end.kernel) // front_end.stride + 1
     windows = (frames - network.frames) // network.decide_every + 1

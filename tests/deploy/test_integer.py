@@ -10,7 +10,7 @@ import pytest
 import small
 
 from kws_jax import deploy, quantizers
-from kws_jax.deploy import execute, packed
+from kws_jax.deploy import execute, packed, stream
 from kws_jax.deploy.network import Multipliers
 
 ALL = sorted(integer_models.FRONT_ENDS)
@@ -114,6 +114,31 @@ def test_the_jitted_form_gives_the_same_numbers(front_end, weight, activation):
     )
     audio = integer_models.clips()
     np.testing.assert_array_equal(execute.jitted(network)(audio), deploy.run(network, audio))
+
+
+def test_the_largest_sum_is_that_of_extreme_codes_with_the_signs_of_the_weights():
+    network = deploy.from_model(integer_models.make('abs'))
+    most, stem, head = network.largest_sums(), network.stem, network.head
+    assert list(most) == ['frontend', *list(network.layers())[:-1]]
+    last = network.blocks[-1].project
+    for channel in range(3):
+        x = np.zeros((1, 3, 5, 1), np.int64)
+        x[0, :, 1:4, 0] = np.sign(stem.weights[..., channel]) * network.front_end.high
+        assert execute.convolve(stem, x)[0, 0, 1, channel] == most['stem'][channel]
+        x = np.sign(head.weights[:, channel]).astype(np.int64) * max(-last.low, last.high)
+        sums = execute.convolve(head, x[None, None, None])
+        assert sums[0, 0, 0, channel] == most['head'][channel]
+
+
+def test_sums_that_float32_does_not_hold_are_an_error_that_names_the_layer():
+    network = deploy.from_model(integer_models.make('abs'))
+    top = 2**24 * network.front_end.top // max(network.largest_sums()['frontend']) + 1
+    too_large = dataclasses.replace(network.front_end, top=top)
+    network = dataclasses.replace(network, front_end=too_large)
+    audio = np.zeros(32000, np.int16)
+    for run in (execute.jitted, stream.jitted_step, lambda n: stream.logits(n, audio)):
+        with pytest.raises(ValueError, match=r'frontend: its sums may exceed 2\^24 .* in JAX'):
+            run(network)
 
 
 def test_negative_batch_norm_scales_turn_the_signs_of_weights():

@@ -109,8 +109,6 @@ def test_numbers_that_do_not_fit_64_bits_are_an_error_that_names_the_layer():
     head = dataclasses.replace(network.head, rescale=rescale, fraction=0)
     with pytest.raises(ValueError, match='head: .* too large to be exact in LiteRT'):
         export_litert_exact.from_network(dataclasses.replace(network, head=head))
-    with pytest.raises(ValueError, match=r'head: its sums exceed 2\^24'):
-        export_litert_exact._check_sums('head', 600 * 127 * 255)
     falling = dataclasses.replace(network.front_end, factor=-network.front_end.factor)
     with pytest.raises(ValueError, match='frontend: image codes that fall with the response'):
         export_litert_exact.from_network(dataclasses.replace(network, front_end=falling))
@@ -132,3 +130,10 @@ def test_what_has_no_form_is_named():
     quantized = integer_models.make()
     with pytest.raises(ValueError, match='the model is quantized'):
         export_litert.from_float(quantized)
+
+
+def test_sums_that_float32_does_not_hold_are_an_error_that_names_the_layer():
+    network = deploy.from_model(integer_models.make('abs'))
+    front_end = dataclasses.replace(network.front_end, top=2**24)
+    with pytest.raises(ValueError, match=r'frontend: its sums may exceed 2\^24 .* in LiteRT'):
+        export_litert_exact.from_network(dataclasses.replace(network, front_end=front_end))

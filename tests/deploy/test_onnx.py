@@ -1,5 +1,7 @@
 """ONNX exports run by onnxruntime: the float network as it is, the integer one in its codes."""
 
+import dataclasses
+
 import integer_models
 import numpy as np
 import pytest
@@ -68,3 +70,10 @@ def test_what_has_no_onnx_form_is_an_error_that_names_the_layer():
     other = type(model)(fixed, model.architecture, model.labels, model.params, model.averages)
     with pytest.raises(ValueError, match='frontend: the fixed features log_mel have no ONNX form'):
         export_onnx.from_float(other)
+
+
+def test_sums_that_float32_does_not_hold_are_an_error_that_names_the_layer():
+    network = deploy.from_model(integer_models.make('abs'))
+    front_end = dataclasses.replace(network.front_end, top=2**24)
+    with pytest.raises(ValueError, match=r'frontend: its sums may exceed 2\^24 .* in ONNX'):
+        export_onnx.from_network(dataclasses.replace(network, front_end=front_end))
