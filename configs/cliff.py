@@ -19,22 +19,6 @@ from configs import sinc60
 
 VARIANTS = ('frozen', 'ranges', 'distilled', 'both', 'longer', 'wider')
 CHOICES = ('e2k7', 'e2k7', 'e3k5', 'e4k7', 'e3k7', 'e3k7')  # of sinc60-float
-# Table 1 with 1.5 times the channels
-WIDE_SPACE = {
-    'stem': {'channels': 15, 'kernel': (3, 3), 'stride': (2, 2)},
-    'stages': tuple(
-        {
-            'name': name,
-            'channels': channels,
-            'layers': 3,
-            'stride': 2,
-            'candidates': tuple(sorted(set(CHOICES))),
-        }
-        for name, channels in (('iii', 30), ('iv', 60))
-    ),
-    'head_channels': 120,
-}
-
 
 def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
     """The configuration of one cure."""
@@ -50,7 +34,7 @@ def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
         config.fixed_bits.recipe.distill = 0.0
     if variant == 'wider':
         config.float_model = ''
-        config.space = WIDE_SPACE
+        config.space = {'name': 'table1', 'width': 1.5}
         config.target = {'macs': 60e6, 'tolerance': 0.99, 'parameters': 400e3}
         config.search.update({'method': 'given', 'choices': CHOICES})
         config.train.from_supernet = False

@@ -23,16 +23,6 @@ import ml_collections
 
 PAPER_AUGMENT = {'max_shift': 1600, 'noise_probability': 0.8, 'noise_volume': 0.1}
 
-# Table 1 with twice the channels
-TEACHER_SPACE = {
-    'stem': {'channels': 20, 'kernel': (3, 3), 'stride': (2, 2)},
-    'stages': tuple(
-        {'name': name, 'channels': channels, 'layers': 3, 'stride': 2, 'candidates': ('e6k7',)}
-        for name, channels in (('iii', 40), ('iv', 80))
-    ),
-    'head_channels': 160,
-}
-
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The configuration of one variant."""
@@ -102,7 +92,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.teacher = {
         'enabled': False,
         'model': '',  # a released model or a run's; else one of `space` is trained
-        'space': TEACHER_SPACE,
+        'space': {'name': 'table1', 'width': 2.0},
         'choices': ('e6k7',) * 6,
         **{k: v for k, v in copy.deepcopy(train).items() if k != 'from_supernet'},
     }

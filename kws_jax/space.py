@@ -366,11 +366,13 @@ class Architecture:
         return SearchSpace.from_json(data['space']).architecture(data['choices'])
 
 
-def table1_space(image_shape=(98, 60), classes: int = 12, *, causal: bool = False) -> SearchSpace:
+def table1_space(
+    image_shape=(98, 60), classes: int = 12, width: float = 1.0, *, causal: bool = False
+) -> SearchSpace:
     """The raw-audio space of Peter et al. 2021 (arXiv 2104.06666, Table 1).
 
     Two stages of three layers, 20 and 40 channels; expansions 1 to 6, kernels 3, 5 and 7, identity
-    where the shape allows.
+    where the shape allows. `width` scales all channels.
 
     >>> table1_space().size == (18 * 19 * 19) ** 2
     True
@@ -379,12 +381,12 @@ def table1_space(image_shape=(98, 60), classes: int = 12, *, causal: bool = Fals
     return SearchSpace(
         image_shape=image_shape,
         classes=classes,
-        stem=Stem(channels=10, kernel=(3, 3), stride=(2, 2)),
+        stem=Stem(channels=round(10 * width), kernel=(3, 3), stride=(2, 2)),
         stages=(
-            Stage('iii', channels=20, layers=3, stride=2, candidates=candidates),
-            Stage('iv', channels=40, layers=3, stride=2, candidates=candidates),
+            Stage('iii', round(20 * width), layers=3, stride=2, candidates=candidates),
+            Stage('iv', round(40 * width), layers=3, stride=2, candidates=candidates),
         ),
-        head_channels=80,
+        head_channels=round(80 * width),
         causal=causal,
     )
 

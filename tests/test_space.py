@@ -67,6 +67,13 @@ def test_an_impossible_candidate_is_refused(expansion, kernel, message):
 # ---------------------------------------------------------------------------------------- spaces
 
 
+def test_width_scales_every_channel_of_table_1_and_nothing_else():
+    wide, plain = table1_space(width=1.5), table1_space()
+    assert [layer.channels for layer in wide.layers] == [30] * 3 + [60] * 3
+    assert (wide.stem.channels, wide.head_channels) == (15, 120)
+    assert [layer.choices for layer in wide.layers] == [layer.choices for layer in plain.layers]
+
+
 def test_table_1_has_the_published_shapes_and_choices():
     # Peter et al. 2021, table 1: 60 x 98 -> 30 x 49 -> 15 x 25 -> 8 x 13
     space = table1_space((98, 60))
