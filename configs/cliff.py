@@ -10,6 +10,7 @@ network, which is trained first. Variants:
   distilled  steps as calibrated, taught by the float model
   both       steps are learned, taught by the float model
   longer     both, for three times the epochs
+  signed     both, with 8 bits for the image and for block outputs, which take both signs
   wider      both, with 1.5 times the channels
 """
 
@@ -17,8 +18,9 @@ import ml_collections
 
 from configs import sinc60
 
-VARIANTS = ('frozen', 'ranges', 'distilled', 'both', 'longer', 'wider')
+VARIANTS = ('frozen', 'ranges', 'distilled', 'both', 'longer', 'signed', 'wider')
 CHOICES = ('e2k7', 'e2k7', 'e3k5', 'e4k7', 'e3k7', 'e3k7')  # of sinc60-float
+
 
 def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
     """The configuration of one cure."""
@@ -32,6 +34,8 @@ def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
         config.fixed_bits.quant_lr = 0.0
     if variant in ('frozen', 'ranges'):
         config.fixed_bits.recipe.distill = 0.0
+    if variant == 'signed':
+        config.fixed_bits.signed_bits = 8
     if variant == 'wider':
         config.float_model = ''
         config.space = {'name': 'table1', 'width': 1.5}

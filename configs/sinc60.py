@@ -105,7 +105,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'batch_statistics': 0.7,
         'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0, 'ema': 0.0},
     }
-    config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8}
+    # signed_bits: of the image and of block outputs; 0: as every activation
+    config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8, 'signed_bits': 0}
     config.trained_bits = quantized | {
         'enabled': True,
         'profile': 'learned',  # or sensitivity, random, uniform: what widths are compared with

@@ -256,6 +256,7 @@ def test_an_unknown_run_of_a_study_is_an_error_that_names_the_known(name):
         ('fixed_bits', {'form': 'steps'}, "no quantizer 'steps', only step_range"),
         ('fixed_bits', {'pairs': ((4, 9),)}, r'activation must be in 1\.\.8 bits .*, got 9'),
         ('fixed_bits', {'input_bits': 12}, r'input_bits must be in 1\.\.8 bits .*, got 12'),
+        ('fixed_bits', {'signed_bits': 9}, r'signed_bits must be in 1\.\.8 bits .*, got 9'),
         ('trained_bits', {'form': 'steps'}, "no quantizer 'steps', only step_range"),
         ('trained_bits', {'price': 'free'}, "price must be 'budget' or 'linear', got 'free'"),
         ('trained_bits', {'mean_weight_bits': 1.5}, 'mean_weight_bits must be at least 2, got 1.5'),

@@ -126,17 +126,17 @@ def quantize_fixed(
       data: `Dataset`.
       config: `form`, `seed`, `batch`, `epochs`, `lr`, `quant_lr`, `weight_decay`, `recipe`,
         `batch_statistics`: share of the steps after which batch norm keeps its averages,
-        `input_bits`: of the samples; 0 or absent: as every activation.
+        `input_bits`: of the samples, `signed_bits`: of the image and of block outputs, the other
+        activations that take both signs; 0 or absent: as every activation.
       workdir: run directory.
       name: of the run.
 
     Raises:
       ValueError: a bit-width out of range.
     """
-    samples = check_widths(weight, activation, config)
+    samples, signed = check_widths(weight, activation, config)
     form, sites = quantizers.get_form(config['form']), _sites(model)
-    bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
-    bits['input'] = {'activation': samples}
+    bits = fixed_widths(sites, weight=weight, activation=activation, samples=samples, signed=signed)
     state, summary = _quantized_run(
         model,
         quantizers.fix_bits(form, start_quantizers(model, data=data, form=form, bits=bits), bits),
@@ -152,18 +152,28 @@ def quantize_fixed(
     return _finished(model, state, form, bits, summary, {}, data)
 
 
-def check_widths(weight: int, activation: int, config: dict) -> int:
-    """The width of the input samples, as `quantize_fixed` takes it.
+def check_widths(weight: int, activation: int, config: dict) -> tuple[int, int]:
+    """The widths of the input samples and of other signed activations, as `quantize_fixed` takes
+    them.
 
     Raises:
       ValueError: a width out of range.
     """
-    samples = config.get('input_bits') or activation
-    widths = {'weight': weight, 'activation': activation, 'input_bits': samples}
-    for argument, bits in widths.items():
+    samples, signed = (config.get(k) or activation for k in ('input_bits', 'signed_bits'))
+    widths = {'weight': weight, 'activation': activation}
+    for argument, bits in (widths | {'input_bits': samples, 'signed_bits': signed}).items():
         if bits not in (*range(1, 9), 16):
             raise ValueError(f'{argument} must be in 1..8 bits (or 16), got {bits}')
-    return samples
+    return samples, signed
+
+
+def fixed_widths(sites: dict, *, weight: int, activation: int, samples: int, signed: int) -> dict:
+    """`{layer: {kind: int}}`: `samples` for the input, `signed` for other signed activations."""
+    bits = quantizers.uniform_bits(*sites.values(), weight=weight, activation=activation)
+    for site in sites['activation_sites']:
+        if is_signed(site, 'activation'):
+            bits[site]['activation'] = samples if site == 'input' else signed
+    return bits
 
 
 def check_trained_bits(config: dict) -> None:

@@ -151,6 +151,21 @@ def test_a_width_out_of_range_is_named(weight, activation, tmp_path):
         )
 
 
+def test_samples_and_other_signed_activations_may_have_widths_of_their_own():
+    sites = {
+        'weight_sites': {'stem': 90, 'iii.0.project': 8},
+        'activation_sites': dict.fromkeys(['input', 'frontend', 'stem', 'iii.0.project'], 1),
+    }
+    assert quantized_runs.fixed_widths(sites, weight=1, activation=2, samples=8, signed=5) == {
+        'input': {'activation': 8},
+        'frontend': {'activation': 5},
+        'stem': {'weight': 1, 'activation': 2},
+        'iii.0.project': {'weight': 1, 'activation': 5},
+    }
+    assert quantized_runs.check_widths(1, 2, {'input_bits': 8}) == (8, 2)
+    assert quantized_runs.check_widths(1, 2, {'signed_bits': 5}) == (2, 5)
+
+
 def test_an_unknown_price_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="price must be 'budget' or 'linear', got 'free'"):
         quantized_runs.quantize_trained(
