@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 NOT_KEYWORDS = ('silence', 'unknown')
+THRESHOLD = 0.8  # of every keyword, where no operating points are known
 
 
 class Detection(NamedTuple):

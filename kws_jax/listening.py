@@ -11,6 +11,7 @@ from kws_jax import deploy, detection, frontends
 from kws_jax import network as network_lib
 from kws_jax.data.backgrounds import int16_to_float
 from kws_jax.data.streams import Stream
+from kws_jax.deploy import scores as integer
 from kws_jax.deploy import stream
 from kws_jax.detection import NOT_KEYWORDS
 from kws_jax.model import Model
@@ -24,7 +25,7 @@ class Scores(NamedTuple):
 
     Attributes:
       labels: of the classes.
-      values: float64 `[windows, classes]`, which add up to one.
+      values: float64 `[windows, classes]`, which add up to one (to 0.001, of integers).
       ends: int64 `[windows]`, the sample at which each window's last frame ends.
     """
 
@@ -52,12 +53,12 @@ def scores(model: Model, audio: np.ndarray) -> Scores:
     if model.quant is not None:
         network = deploy.from_model(model)
         front_end = network.front_end
-        values = stream.logits(network, audio) * network.logit_step
+        values = integer_scores(network, stream.logits(network, audio))
         length = (network.frames - 1) * front_end.stride + front_end.kernel
         step = stream.hop(network)
     elif _hears_streams(model):
         step, length = _causal_hop(model), WINDOW
-        values = _causal_logits(model, audio)
+        values = detection.softmax(_causal_logits(model, audio))
     else:
         predict, step, length = model.predictor(), HOP, WINDOW
         windows = np.lib.stride_tricks.sliding_window_view(audio, length)[::step]
@@ -66,9 +67,14 @@ def scores(model: Model, audio: np.ndarray) -> Scores:
             part = windows[first : first + 64]
             part = np.pad(part, ((0, 64 - len(part)), (0, 0)))
             parts.append(np.asarray(predict(part)))
-        values = np.concatenate(parts)[: len(windows)]
+        values = detection.softmax(np.concatenate(parts)[: len(windows)])
     ends = length + step * np.arange(len(values))
-    return Scores(tuple(model.labels), detection.softmax(values), ends)
+    return Scores(tuple(model.labels), values, ends)
+
+
+def integer_scores(network: deploy.Network, logits: np.ndarray) -> np.ndarray:
+    """Scores `[..., classes]` of integer logits, the very numbers of the C runtime as fractions."""
+    return integer.scores(logits, network.logit_step) / integer.SCORE_ONE
 
 
 def _hears_streams(model):
@@ -233,7 +239,7 @@ def stepper(model: Model) -> Callable[[np.ndarray], np.ndarray]:
         def step(samples):
             nonlocal state
             state, logits = stream.step(network, state, samples)
-            return detection.softmax(logits * network.logit_step)
+            return integer_scores(network, logits)
 
         return step
     if _hears_streams(model):

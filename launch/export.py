@@ -3,7 +3,8 @@
     python launch/export.py --model=NAME_OR_PATH --format=c --out=DIR
 
 Formats:
-  c       C99 without floating point or dynamic memory: `make -C DIR` builds a library and kws_wav
+  c       C99 without floating point or dynamic memory: `make -C DIR` builds a library, kws_wav
+          and kws_hear
   packed  model.kws alone: weights at their own bits, as kws_jax/deploy/packed.py describes;
           --xz compresses it for storage
   onnx    model.onnx for onnxruntime and others: a float model as it is, a quantized one with its
@@ -29,7 +30,7 @@ _MODEL = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_enum('format', 'c', ['c', 'packed', 'onnx', 'litert'], 'What to write.')
 _OUT = flags.DEFINE_string('out', None, 'Folder to write to.', required=True)
 _POINTS = flags.DEFINE_string(
-    'operating_points', None, 'JSON of launch/evaluate_stream.py, for the manifest of c.'
+    'operating_points', None, 'JSON of launch/evaluate_stream.py: when c hears a word.'
 )
 _HOP = flags.DEFINE_float(
     'hop_ms',

@@ -1,14 +1,17 @@
 """An integer network as C99: its data, a runtime without memory management or floating point."""
 
 import json
+import math
 import pathlib
 import shutil
 
+from kws_jax import detection
 from kws_jax.deploy import packed, table
 from kws_jax.deploy.network import FRAMES_AT_ONCE, Layer, Network
+from kws_jax.deploy.scores import SCORE_ONE, score_multiplier
 
 _C = pathlib.Path(__file__).with_name('c')
-RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'Makefile')
+RUNTIME = ('kws_core.h', 'kws_core.c', 'kws.c', 'kws_wav.c', 'kws_hear.c', 'Makefile')
 RUNTIME += ('cortex_m4.c', 'cortex_m4_count.c', 'cortex_m4.ld')
 _LIMITS = {'channels': 512, 'kernel': 1024, 'classes': 64, 'blocks': 16}  # of kws_core.h
 
@@ -90,6 +93,30 @@ def _array(content: bytes) -> str:
     return ',\n'.join(lines)
 
 
+def detection_rule(network: Network, points: dict | None) -> detection.Rule:
+    """When the C runtime hears a keyword: where what launch/evaluate_stream.py wrote says, else at
+    an average score of `detection.THRESHOLD`; rounded up to units of a score.
+
+    Raises:
+      ValueError: a threshold of no class.
+    """
+    keywords = [label for label in network.labels if label not in detection.NOT_KEYWORDS]
+    thresholds, settings = dict.fromkeys(keywords, detection.THRESHOLD), ()
+    if points is not None:
+        thresholds = {k: point['threshold'] for k, point in points['test']['keywords'].items()}
+        settings = points['smoothing'], points['refractory']
+    whole = {label: math.ceil(cut * SCORE_ONE) / SCORE_ONE for label, cut in thresholds.items()}
+    return detection.Rule(network.labels, whole, *settings)
+
+
+def _thresholds(rule):
+    """In units of a score; 65535 for what is never heard."""
+    return [
+        round(rule.thresholds[label] * SCORE_ONE) if label in rule.thresholds else 65535
+        for label in rule.labels
+    ]
+
+
 def manifest(network: Network, costs: dict, facts: dict, points: dict | None = None) -> dict:
     """What goes beside an export; names follow ESPHome's micro-wake-word manifest where they can.
 
@@ -99,6 +126,7 @@ def manifest(network: Network, costs: dict, facts: dict, points: dict | None = N
       facts: the model's card.
       points: what launch/evaluate_stream.py wrote: a threshold for each keyword.
     """
+    rule = detection_rule(network, points)
     front_end = network.front_end
     described = {
         'type': 'kws_jax',
@@ -111,7 +139,9 @@ def manifest(network: Network, costs: dict, facts: dict, points: dict | None = N
         'micro': {
             'feature_step_size': 1000 * front_end.stride // 16000,
             'tensor_arena_size': memory_bytes(network),
+            'sliding_window_size': rule.smoothing,
         },
+        'refractory_windows': rule.refractory,
         'logit_step': network.logit_step,
         'flash_bytes': len(packed.stream(network)),
         'file_bytes': len(packed.pack(network)),
@@ -122,9 +152,9 @@ def manifest(network: Network, costs: dict, facts: dict, points: dict | None = N
         'mean_activation_bits': costs['mean_activation_bits'],
         'card': facts,
     }
-    if points:
-        described['micro']['sliding_window_size'] = points['smoothing']
-        described['refractory_windows'] = points['refractory']
+    if points is None:
+        described['micro']['probability_cutoff'] = detection.THRESHOLD
+    else:
         described['operating_points'] = {
             label: {
                 'probability_cutoff': point['threshold'],
@@ -148,15 +178,19 @@ def write(
     Args:
       network: what to write.
       out: folder; made if need be.
-      costs, facts, points: for the manifest.
+      costs, facts: for the manifest.
+      points: what launch/evaluate_stream.py wrote, for the manifest and for `kws_listen`; None for
+        one threshold for all keywords.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError: the runtime has no room for the network; names the layer.
+      ValueError: the runtime has no room for the network, and names the layer; or points of other
+        labels.
     """
     check(network)
+    rule, (mantissa, shift) = detection_rule(network, points), score_multiplier(network.logit_step)
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for name in RUNTIME:
@@ -169,6 +203,13 @@ def write(
         '/* The packed network; model.kws is the same with names. */\n#include <stdint.h>\n\n'
         f'extern const uint8_t kws_model[{len(lean)}];\n'
         f'const uint8_t kws_model[{len(lean)}] = {{\n{_array(lean)}\n}};\n'
+        '\n/* When kws_listen hears a word: thresholds of average scores, in units of 2^-15, and\n'
+        ' * a unit of a logit in units of 2^-16 of an exponent, times 2^shift. */\n'
+        f'extern const uint16_t kws_thresholds[{len(rule.labels)}];\n'
+        f'const uint16_t kws_thresholds[{len(rule.labels)}] = '
+        f'{{{", ".join(map(str, _thresholds(rule)))}}};\n'
+        'extern const uint32_t kws_score_mantissa, kws_score_shift;\n'
+        f'const uint32_t kws_score_mantissa = {mantissa}u, kws_score_shift = {shift}u;\n'
     )
     labels = ', '.join(json.dumps(label) for label in network.labels)
     header = (_C / 'kws.h.in').read_text()
@@ -180,6 +221,8 @@ def write(
         'MODEL_BYTES': len(lean),
         'MEMORY_BYTES': memory_bytes(network),
         'LABELS': labels,
+        'SMOOTHING': rule.smoothing,
+        'REFRACTORY': rule.refractory,
     }.items():
         header = header.replace(f'@{name}@', str(value))
     (out / 'kws.h').write_text(header)

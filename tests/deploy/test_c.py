@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -15,9 +16,9 @@ import integer_models
 import numpy as np
 import pytest
 
-from kws_jax import deploy
+from kws_jax import deploy, detection, listening
 from kws_jax import model as model_lib
-from kws_jax.deploy import export_c, packed, stream, table
+from kws_jax.deploy import export_c, packed, scores, stream, table
 from kws_jax.deploy import network as network_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -121,6 +122,86 @@ def test_a_stream_in_any_chunks_decides_as_that_of_the_reference(tmp_path, every
         np.testing.assert_array_equal(got, expected[: len(got)])
 
 
+def operating_points(network, audio):
+    """A threshold for two of three labels that is reached now and then, as evaluate_stream.py
+    writes it."""
+    smoothed = detection.smooth(listening.integer_scores(network, stream.logits(network, audio)), 3)
+    keywords = {
+        label: {'threshold': float(np.quantile(smoothed[:, i], 0.7)), 'words': 1}
+        for i, label in enumerate(network.labels[:2])
+    }
+    return {'smoothing': 3, 'refractory': 4, 'test': {'keywords': keywords}}
+
+
+@pytest.mark.parametrize('compiler', COMPILERS)
+def test_words_are_heard_where_the_rule_says(tmp_path, compiler):
+    need(compiler)
+    model, audio = integer_models.make(), integer_models.clips().ravel()
+    network = deploy.from_model(model)
+    points = operating_points(network, audio)
+    export_c.write(network, tmp_path, costs=model.costs(), points=points)
+    rule = export_c.detection_rule(network, points)
+    state, expected = detection.start(rule), []
+    for row in listening.integer_scores(network, stream.logits(network, audio)):
+        state, found = detection.listen(rule, state, row)
+        best = max(found, key=lambda one: one.score, default=None)
+        expected.append(-1 if best is None else network.labels.index(best.label))
+    assert len(set(expected)) == 3 and expected.count(-1) < len(expected) - 5
+
+    functions, hop = library(tmp_path, compiler), 8 * network.front_end.stride
+    assert functions.kws_init() == 0
+    last = (network.frames - 1) * network.front_end.stride + network.front_end.kernel
+    for chunk in (hop, 700):
+        functions.kws_stream_reset()
+        heard = []
+        for at in range(0, len(audio), chunk):
+            part = np.ascontiguousarray(audio[at : at + chunk])
+            heard.append(functions.kws_listen(pointer(part), len(part)))
+        # the decision of window i comes with the samples up to its last frame's
+        ends = [(last + i * hop - 1) // chunk for i in range(len(expected))]
+        assert [heard[i] for i in ends] == expected
+        assert sum(word >= 0 for word in heard) == sum(word >= 0 for word in expected)
+
+    run('make', '-C', tmp_path, f'CC={compiler}')
+    said = [line.split()[-1] for line in hear(tmp_path / 'kws_hear').splitlines()]
+    assert said == [network.labels[word] for word in expected if word >= 0]
+    silent = subprocess.run([tmp_path / 'kws_hear'], input=b'', capture_output=True, check=True)
+    assert b'nothing was heard' in silent.stdout
+
+
+def test_without_operating_points_every_keyword_has_one_threshold(tmp_path):
+    model = integer_models.make()  # of low, high and silence
+    network = export(tmp_path, model)
+    rule = export_c.detection_rule(network, None)
+    assert set(rule.thresholds) == {'low', 'high'}
+    assert all(0.8 <= cut < 0.8 + 2**-15 for cut in rule.thresholds.values())
+    cut = math.ceil(0.8 * 2**15)
+    assert f'kws_thresholds[3] = {{{cut}, {cut}, 65535}};' in (tmp_path / 'kws_model.c').read_text()
+    manifest = json.loads((tmp_path / 'manifest.json').read_text())
+    assert manifest['micro']['probability_cutoff'] == 0.8
+    points = {'smoothing': 4, 'refractory': 12, 'test': {'keywords': {'loud': {'threshold': 0.5}}}}
+    with pytest.raises(ValueError, match="threshold of 'loud', which is none of low, high"):
+        export_c.write(network, tmp_path, costs=model.costs(), points=points)
+
+
+def test_the_firmware_of_the_documentation_compiles(tmp_path):
+    need('gcc')
+    export(tmp_path, integer_models.make())
+    (example,) = re.findall(r'```c\n(.*?)```', (ROOT / 'docs/deploy.md').read_text(), re.DOTALL)
+    stubs = (
+        'void microphone_read(int16_t *samples, uint32_t count) { (void)samples, (void)count; }\n'
+        'void act_on(const char *word) { (void)word; }\n'
+    )
+    (tmp_path / 'firmware.c').write_text(example + stubs)
+    run('gcc', *STRICT, *sources(tmp_path, 'firmware'), '-o', tmp_path / 'firmware')
+
+
+def test_scores_of_the_runtime_have_the_same_table():
+    source = (ROOT / 'kws_jax/deploy/c/kws.c').read_text()
+    (body,) = re.findall(r'exp2_table\[33\] = \{(.*?)\}', source, flags=re.DOTALL)
+    assert [int(v.strip(' \nu')) for v in body.split(',')] == list(scores.exp2_table())
+
+
 def test_memory_is_what_the_timeline_says_and_the_file_what_the_costs_say(tmp_path):
     need('gcc')
     models = {name: integer_models.make(name) for name in integer_models.FRONT_ENDS}
@@ -201,14 +282,27 @@ def test_the_makefile_builds_a_program_that_hears_a_wav_file(tmp_path, compiler)
 
 @pytest.fixture(scope='module')
 def sanitized(tmp_path_factory):
-    """A folder with kws_wav under both sanitizers."""
+    """A folder with kws_wav and kws_hear under both sanitizers."""
     need('gcc')
-    folder = tmp_path_factory.mktemp('sanitized')
-    export(folder, integer_models.make())
+    folder, model = tmp_path_factory.mktemp('sanitized'), integer_models.make()
+    network = deploy.from_model(model)
+    points = operating_points(network, integer_models.clips().ravel())
+    export_c.write(network, folder, costs=model.costs(), points=points)
     flags = ['-O1', '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover=all']
-    wav = [folder / name for name in ('kws_core.c', 'kws.c', 'kws_model.c', 'kws_wav.c')]
-    run('gcc', '-std=c99', *flags, *wav, '-o', folder / 'kws_wav')
+    for program in ('kws_wav', 'kws_hear'):
+        run('gcc', '-std=c99', *flags, *sources(folder, program), '-o', folder / program)
     return folder
+
+
+def sources(folder, program):
+    return [folder / f'{name}.c' for name in ('kws_core', 'kws', 'kws_model', program)]
+
+
+def hear(*command):
+    audio = integer_models.clips().ravel().astype('<i2').tobytes()
+    done = subprocess.run([str(c) for c in command], input=audio, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
 
 
 def test_altered_models_are_refused_or_run_without_touching_what_is_not_theirs(tmp_path):
@@ -256,19 +350,23 @@ def test_every_cut_of_a_model_is_refused(tmp_path):
 
 def test_sanitizers_and_valgrind_find_nothing(sanitized, tmp_path):
     write_wav(tmp_path / 'long.wav', integer_models.clips()[:2].ravel())
-    first = run(sanitized / 'kws_wav', tmp_path / 'long.wav')
+    first, heard = run(sanitized / 'kws_wav', tmp_path / 'long.wav'), hear(sanitized / 'kws_hear')
+    assert len(heard.splitlines()) > 5
     need('valgrind')
     run('make', '-C', sanitized, 'CFLAGS=-O1 -g')
     flags = ['--error-exitcode=9', '--leak-check=full', '-q']
     assert run('valgrind', *flags, sanitized / 'kws_wav', tmp_path / 'long.wav') == first
+    assert hear('valgrind', *flags, sanitized / 'kws_hear') == heard
 
 
-def test_an_arm_processor_gives_the_same_bits(tmp_path):
+def test_an_arm_processor_gives_the_same_bits(sanitized, tmp_path):
     need('arm-linux-gnueabihf-gcc', 'qemu-arm')
-    network = export(tmp_path, integer_models.make())
-    sources = [tmp_path / n for n in ('kws_core.c', 'kws.c', 'kws_model.c', 'kws_wav.c')]
+    network = deploy.from_model(integer_models.make())
+    arm = 'arm-linux-gnueabihf-gcc', *STRICT, '-Os', '-static'
     program = tmp_path / 'kws_arm'
-    run('arm-linux-gnueabihf-gcc', *STRICT, '-Os', '-static', *sources, '-o', program)
+    run(*arm, *sources(sanitized, 'kws_hear'), '-o', program)
+    assert hear('qemu-arm', program) == hear(sanitized / 'kws_hear')
+    run(*arm, *sources(sanitized, 'kws_wav'), '-o', program)
     audio = integer_models.clips()
     for i, expected in enumerate(deploy.run(network, audio)):
         write_wav(tmp_path / 'one.wav', audio[i])
@@ -280,16 +378,17 @@ def test_a_cortex_m4_links_it_without_software_floating_point(tmp_path):
     need('arm-none-eabi-gcc')
     export(tmp_path, integer_models.make())
     (tmp_path / 'main.c').write_text(
-        '#include "kws.h"\nstatic int16_t s[KWS_SAMPLES];\n'
-        'int main(void) { int32_t l[KWS_CLASSES]; kws_init(); kws_run(s, l); return (int)l[0]; }\n'
+        '#include "kws.h"\nstatic int16_t s[KWS_SAMPLES];\nint main(void) {\n'
+        '  int32_t l[KWS_CLASSES];\n  kws_init();\n  kws_run(s, l);\n'
+        '  return (int)l[0] + kws_listen(s, KWS_HOP);\n}\n'
     )
-    sources = [tmp_path / n for n in ('main.c', 'kws_core.c', 'kws.c', 'kws_model.c')]
+    files = sources(tmp_path, 'main')
     cpu = ['-mcpu=cortex-m4', '-mthumb', '-ffunction-sections', '-fdata-sections']
     link = ['--specs=nosys.specs', '--specs=nano.specs', '-Wl,--gc-sections']
     elf = tmp_path / 'kws.elf'
-    run('arm-none-eabi-gcc', *STRICT, '-Os', *cpu, *sources, *link, '-o', elf)
+    run('arm-none-eabi-gcc', *STRICT, '-Os', *cpu, *files, *link, '-o', elf)
     names = run('arm-none-eabi-nm', elf)
-    assert 'kws_run' in names
+    assert 'kws_run' in names and 'kws_listen' in names
     assert not re.search(r'__aeabi_[df](add|mul|div|sub)|\bmalloc\b', names)
 
 

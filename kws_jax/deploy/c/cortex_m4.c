@@ -1,13 +1,13 @@
 /* Start-up of a bare Cortex-M4 and the least program around the keyword spotter: it waits for audio in
- * `kws_audio`, which an interrupt or a DMA fills, and leaves its decisions in `kws_logits`. */
+ * `kws_audio`, which an interrupt or a DMA fills, and leaves what it hears in `kws_heard`. */
 #include "kws.h"
 
 extern uint32_t stack_top, data_load, data_start, data_end, bss_start, bss_end;
 
 volatile uint32_t kws_ready; /* set by whoever filled kws_audio */
 int16_t kws_audio[KWS_CHUNK];
-int32_t kws_logits[KWS_CLASSES];
-volatile uint32_t kws_decisions;
+volatile int kws_heard = -1; /* number of the last keyword */
+volatile uint32_t kws_words; /* how many there have been */
 int kws_status;
 
 void reset(void);
@@ -31,8 +31,10 @@ static void listen(void) {
   kws_status = kws_init();
   while (kws_status == 0) {
     if (kws_ready != 0u) {
+      int word;
       kws_ready = 0u;
-      if (kws_stream(kws_audio, KWS_CHUNK, kws_logits) != 0) ++kws_decisions;
+      word = kws_listen(kws_audio, KWS_CHUNK);
+      if (word >= 0) kws_heard = word, ++kws_words;
     }
   }
 }
