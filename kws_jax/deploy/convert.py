@@ -1,6 +1,7 @@
 """A quantized model as an integer network."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -33,6 +34,12 @@ from kws_jax.quantizers.rounding import largest_code
 FRACTION = 24  # most bits behind the point of an offset
 _NEAR_TIE = 1e-5  # codes; float32 errs by less
 _MOST_SUMS = 20000  # in the range of a code's values; among more, some lie that near anyway
+
+
+@functools.partial(jax.jit, static_argnames=('form', 'name', 'bits'))
+def _rounded(own, w, *, form, name, bits):
+    """A weight, rounded, and its step: compiled as in training, and as one program, not ten."""
+    return round_weight(form, own, name, w, bits), weight_step(form, own, name, w, bits)
 
 
 class _Sites:
@@ -73,10 +80,9 @@ class _Sites:
 
     def weights(self, name: str, w) -> tuple[np.ndarray, np.ndarray]:
         """Codes of weights, int64, and their step: of every output channel, or one."""
-        w = np.asarray(w, np.float32)
         own, bits = self.model.quant['params'][name]['weight'], self.bits(name, 'weight')
-        step = np.asarray(weight_step(self.form, own, name, w, bits), np.float64)
-        rounded = np.asarray(round_weight(self.form, own, name, w, bits), np.float64)
+        found = _rounded(own, np.asarray(w, np.float32), form=self.form, name=name, bits=bits)
+        rounded, step = (np.asarray(value, np.float64) for value in found)
         codes = np.round(rounded / step).astype(np.int64)
         if not np.allclose(codes * step, rounded, rtol=1e-4, atol=1e-6 * step.max()):
             raise ValueError(f'{name}: weights are not whole multiples of their step {step}')

@@ -1,5 +1,6 @@
 """Small quantized models of several front ends and forms, for the tests of integer networks."""
 
+import dataclasses
 import functools
 
 import jax
@@ -31,10 +32,8 @@ FRONT_ENDS = {
 
 
 @functools.cache
-def make(
-    front_end='pairs', form='step_range', weight=4, activation=4, inputs=8, causal=False
-) -> Model:
-    """An untrained model with batch norms of some tones and quantizers that fit them."""
+def _float(front_end, causal):
+    """An untrained float model with batch norms of some tones, and the values of its tensors."""
     spec = FRONT_ENDS[front_end]
     functions = frontends.make(**spec)
     space = SearchSpace.from_json(
@@ -59,19 +58,29 @@ def make(
     moved = jax.jit(functools.partial(run, train=True))(params, averages, audio)[1]
     rate = 1 - BN_MOMENTUM
     averages = jax.tree.map(lambda old, new: old + (new - old) / rate, averages, moved)
+    samples = collect(lambda quant, p, a, x: run(p, a, x, quant=quant), params, averages, audio)
+    return Model(spec, architecture, small.NAMES, params, averages), samples
 
+
+@functools.cache
+def make(
+    front_end='pairs', form='step_range', weight=4, activation=4, inputs=8, causal=False
+) -> Model:
+    """An untrained model with batch norms of some tones and quantizers that fit them."""
+    model, samples = _float(front_end, causal)
     rounding = quantizers.get_form(form)
     bits = quantizers.uniform_bits(
-        costs.weight_sites(architecture, front_end_weights=quantized_taps(functions)),
-        costs.activation_sites(architecture),
+        costs.weight_sites(
+            model.architecture, front_end_weights=quantized_taps(model.make_front_end())
+        ),
+        costs.activation_sites(model.architecture),
         weight=weight,
         activation=activation,
     )
     bits['input']['activation'] = inputs
-    samples = collect(lambda quant, p, a, x: run(p, a, x, quant=quant), params, averages, audio)
     own = quantizers.fix_bits(rounding, init_quant_params(rounding, samples, bits), bits)
     quant = {'form': form, 'bits': bits, 'params': own}
-    return Model(spec, architecture, small.NAMES, params, averages, quant)
+    return dataclasses.replace(model, quant=quant)
 
 
 def clips(count=6) -> np.ndarray:
