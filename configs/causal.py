@@ -15,7 +15,6 @@ import ml_collections
 from configs import sinc60
 
 VARIANTS = ('window', 'causal')
-CHOICES = ('e2k7', 'e2k7', 'e3k5', 'e4k7', 'e3k7', 'e3k7')  # of sinc60-float
 
 
 def get_config(variant: str = 'causal') -> ml_collections.ConfigDict:
@@ -29,7 +28,7 @@ def get_config(variant: str = 'causal') -> ml_collections.ConfigDict:
     if variant == 'mini':
         config.search.method = 'random'
         return config
-    config.search.update({'method': 'given', 'choices': CHOICES})
+    config.search.update({'method': 'given', 'choices': sinc60.CHOICES})
     config.train.epochs = 12
     config.train.recipe.ema = 0.99
     config.trained_bits.enabled = False

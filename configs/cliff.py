@@ -19,7 +19,6 @@ import ml_collections
 from configs import sinc60
 
 VARIANTS = ('frozen', 'ranges', 'distilled', 'both', 'longer', 'signed', 'wider')
-CHOICES = ('e2k7', 'e2k7', 'e3k5', 'e4k7', 'e3k7', 'e3k7')  # of sinc60-float
 
 
 def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
@@ -40,6 +39,6 @@ def get_config(variant: str = 'both') -> ml_collections.ConfigDict:
         config.float_model = ''
         config.space = {'name': 'table1', 'width': 1.5}
         config.target = {'macs': 60e6, 'tolerance': 0.99, 'parameters': 400e3}
-        config.search.update({'method': 'given', 'choices': CHOICES})
+        config.search.update({'method': 'given', 'choices': sinc60.CHOICES})
         config.train.from_supernet = False
     return config

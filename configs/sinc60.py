@@ -21,6 +21,7 @@ import copy
 
 import ml_collections
 
+CHOICES = ('e2k7', 'e2k7', 'e3k5', 'e4k7', 'e3k7', 'e3k7')  # of sinc60-float: its search's
 PAPER_AUGMENT = {'max_shift': 1600, 'noise_probability': 0.8, 'noise_volume': 0.1}
 
 

@@ -79,8 +79,9 @@ def integer_scores(network: deploy.Network, logits: np.ndarray) -> np.ndarray:
 
 def _hears_streams(model):
     """Whether rows of a float model's maps depend neither on later ones nor on a window's ends."""
-    options = frontends.settings(**{k: v for k, v in model.front_end.items() if k != 'normalize'})
-    return model.architecture.space.causal and options.get('hops') == 1
+    # fixed features have no hops, and may pad the ends of a clip
+    hops = frontends.settings(**model.front_end).get('hops')
+    return model.architecture.space.causal and hops == 1
 
 
 def _rows(model):
@@ -92,7 +93,7 @@ def _rows(model):
         if not choice.is_identity:
             before += (choice.kernel - 1) * apart
             apart *= layer.stride
-    return apart * model.front_end.get('stride', 160), -(-before // apart)
+    return apart * frontends.settings(**model.front_end)['stride'], -(-before // apart)
 
 
 def _causal_hop(model):

@@ -182,8 +182,7 @@ def front_end_settings(model: Model, form: str) -> tuple[frontends.FrontEnd, dic
             f'frontend: the fixed features {front_end.name} have no {form} form here; train with '
             "front_end.name 'sinc' or 'conv'"
         )
-    options = {key: value for key, value in model.front_end.items() if key != 'normalize'}
-    spec = frontends.settings(**options)
+    spec = frontends.settings(**model.front_end)
     if spec['hops'] != 1:
         raise ValueError(f'frontend: hops={spec["hops"]} has no {form} form; train with hops=1')
     return front_end, spec

@@ -98,11 +98,16 @@ def detection_rule(network: Network, points: dict | None) -> detection.Rule:
     an average score of `detection.THRESHOLD`; rounded up to units of a score.
 
     Raises:
-      ValueError: a threshold of no class.
+      ValueError: a threshold of no class, or points that are not that program's.
     """
     keywords = [label for label in network.labels if label not in detection.NOT_KEYWORDS]
     thresholds, settings = dict.fromkeys(keywords, detection.THRESHOLD), ()
     if points is not None:
+        if lacking := sorted({'smoothing', 'refractory', 'test'} - set(points)):
+            raise ValueError(
+                f'the operating points lack {", ".join(lacking)}; give the JSON of '
+                'launch/evaluate_stream.py'
+            )
         thresholds = {k: point['threshold'] for k, point in points['test']['keywords'].items()}
         settings = points['smoothing'], points['refractory']
     whole = {label: math.ceil(cut * SCORE_ONE) / SCORE_ONE for label, cut in thresholds.items()}

@@ -36,12 +36,13 @@ def make(name: str, *, normalize: bool = True, **options) -> FrontEnd:
     return FACTORIES[name](**options)._replace(normalize=normalize)
 
 
-def settings(name: str, **options) -> dict:
-    """The options of a front end with the defaults of those that are left out.
+def settings(name: str, *, normalize: bool = True, **options) -> dict:
+    """The factory's options with the defaults of those that are left out; arguments as `make`.
 
     >>> settings('sinc', filters=40)['kernel']
     400
     """
+    del normalize
     bound = inspect.signature(FACTORIES[name]).bind_partial(**options)
     bound.apply_defaults()
     return dict(bound.arguments)

@@ -182,6 +182,8 @@ def test_without_operating_points_every_keyword_has_one_threshold(tmp_path):
     points = {'smoothing': 4, 'refractory': 12, 'test': {'keywords': {'loud': {'threshold': 0.5}}}}
     with pytest.raises(ValueError, match="threshold of 'loud', which is none of low, high"):
         export_c.write(network, tmp_path, costs=model.costs(), points=points)
+    with pytest.raises(ValueError, match='lack refractory, test; give the JSON of launch/eval'):
+        export_c.write(network, tmp_path, costs=model.costs(), points={'smoothing': 4})
 
 
 def test_the_firmware_of_the_documentation_compiles(tmp_path):

@@ -21,6 +21,7 @@ static void forget(void) {
 
 int kws_init(void) {
   const int status = kws_load(&core, kws_model, KWS_MODEL_BYTES);
+  forget();
   return status != KWS_OK ? status : kws_attach(&core, memory, sizeof memory);
 }
 
