@@ -202,7 +202,15 @@ def test_a_random_architecture_starts_from_fresh_weights_of_its_seed(data, tmp_p
 
 @pytest.mark.parametrize(
     'source',
-    ['sinc60.py', 'sinc60.py:quickstart', 'sinc60.py:mini', 'sinc60.py:paper', 'sinc_small.py'],
+    [
+        'sinc60.py',
+        'sinc60.py:quickstart',
+        'sinc60.py:mini',
+        'sinc60.py:paper',
+        'sinc_small.py',
+        'sinc48.py',
+        'sinc48.py:wide',
+    ],
 )
 def test_every_configuration_describes_a_search_that_is_possible(source):
     loaded = config_lib.load_config(f'configs/{source}').to_dict()
