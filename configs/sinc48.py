@@ -6,8 +6,8 @@
 What a mean bit-width buys is a number of bits, so a network for few bits has many values per MAC.
 Fewer filters make the front end cheaper, 3 x 3 kernels the blocks; the MACs and parameters that
 this frees, within 13.6M and 75.7k, go to expansions of 6. 40 epochs in float, then 2.51 bits a
-weight and 2.91 an activation: an hour and three quarters on 2 cores with about 17,000 training
-clips. What came of it is in docs/results.md.
+weight and 2.91 an activation: an hour and a half on 2 cores with about 17,000 training clips.
+What came of it is in docs/results.md.
 
 Variants (`--config=configs/sinc48.py:VARIANT`):
   (none)  expansion 6 and kernel 3 in every layer
