@@ -104,6 +104,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'quant_lr': 0.01,
         'weight_decay': 2e-5,
         'batch_statistics': 0.7,
+        'teachers': (),  # further ones beside the float model: released models or those of runs
         'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0, 'ema': 0.0},
     }
     # signed_bits: of the image and of block outputs; 0: as every activation

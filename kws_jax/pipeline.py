@@ -69,13 +69,20 @@ def check(config: dict, data) -> None:
     for split in ('validation', 'testing')[: 1 + config['test']]:
         data.evaluation_rows(split)
     teacher = config['teacher']['model'] if config['teacher']['enabled'] else ''
-    for key, name in (('float_model', config['float_model']), ('teacher.model', teacher)):
-        labels = zoo.load(name).labels if name else data.labels.names
-        if tuple(labels) != tuple(data.labels.names):
+    named = [('float_model', config['float_model']), ('teacher.model', teacher)]
+    for group in ('fixed_bits', 'trained_bits'):
+        named += [(f'{group}.teachers', name) for name in config[group]['teachers']]
+    for key, name in named:
+        if not name:
+            continue
+        model = zoo.load(name)
+        if tuple(model.labels) != tuple(data.labels.names):
             raise ValueError(
-                f'{key}: {name} knows the classes {" ".join(labels)}, the data have '
+                f'{key}: {name} knows the classes {" ".join(model.labels)}, the data have '
                 f'{" ".join(data.labels.names)}; set data.labels, or train a model of your own'
             )
+        if model.quant is not None:
+            raise ValueError(f'{key}: {name} is quantized; name a model in float')
     make_problem(config, data.labels.names)
     search, trained, fixed = (config[k] for k in ('search', 'trained_bits', 'fixed_bits'))
     if search['method'] not in (*SEARCHERS, 'given'):
@@ -85,6 +92,8 @@ def check(config: dict, data) -> None:
         raise ValueError('train.recipe.distill needs a teacher: set teacher.enabled=True')
     for group in ('search', 'teacher', 'train', 'fixed_bits', 'trained_bits'):
         settings = config[group]
+        if settings.get('teachers') and not settings['recipe'].get('distill'):
+            raise ValueError(f'{group}.teachers are not heard: set {group}.recipe.distill above 0')
         for key in ('epochs', 'learn_epochs'):
             if settings.get(key, 1) < 1:
                 raise ValueError(f'{group}.{key} must be at least 1, got {settings[key]}')
@@ -231,28 +240,25 @@ def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str
     shared = {'seed': config['seed'], 'batch': config['batch']}
     about = {'start': _digest(float_model), 'data': data.fingerprint}
     models = {}
+
+    def make(name, settings, quantize, **widths):
+        settings = settings | shared
+        teachers = [zoo.load(teacher) for teacher in settings.pop('teachers')]
+        taught = {'teachers': [_digest(teacher) for teacher in teachers]} if teachers else {}
+
+        def build(folder):
+            run = {'data': data, 'config': settings, 'workdir': folder, 'name': name}
+            return quantize(float_model, teachers=teachers, **run, **widths)
+
+        models[name] = _phase(workdir, name, settings | about | taught, build)
+
     fixed = dict(config['fixed_bits'])
     for weight, activation in fixed.pop('pairs'):
-        settings = fixed | shared
         name = f'fixed-{weight}-{activation}'
-        models[name] = _phase(
-            workdir,
-            name,
-            settings | about,
-            lambda folder, w=weight, a=activation, n=name, s=settings: quantize_fixed(
-                float_model, weight=w, activation=a, data=data, config=s, workdir=folder, name=n
-            ),
-        )
+        make(name, fixed, quantize_fixed, weight=weight, activation=activation)
     if config['trained_bits']['enabled']:
-        settings = {k: v for k, v in config['trained_bits'].items() if k != 'enabled'} | shared
-        models['trained-bits'] = _phase(
-            workdir,
-            'trained-bits',
-            settings | about,
-            lambda folder: quantize_trained(
-                float_model, data=data, config=settings, workdir=folder, name='trained-bits'
-            ),
-        )
+        trained = {k: v for k, v in config['trained_bits'].items() if k != 'enabled'}
+        make('trained-bits', trained, quantize_trained)
     return models
 
 

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import time
 
+import chex
 import killing
 import pytest
 import small
@@ -314,6 +315,31 @@ def test_a_larger_network_is_trained_first_and_teaches_the_float_one(
     # once made, it is kept
     monkeypatch.setattr(pipeline, 'train', lambda *_, **__: pytest.fail('repeats work'))
     assert pipeline.teacher_phase(changed, data, tmp_path).card == teacher.card
+
+
+def test_further_teachers_reach_the_quantized_phases_and_are_part_of_their_settings(
+    finished, data, tmp_path, monkeypatch
+):
+    changed, heard = config(), []
+    changed['trained_bits']['enabled'] = False
+    other = str(finished.workdir / 'search')
+    changed['fixed_bits'] |= {'teachers': (other,)}
+    start = model_lib.load(finished.workdir / 'float' / 'model')
+
+    def quantize(model, *, teachers, **_):
+        heard.append(teachers)
+        return model
+
+    monkeypatch.setattr(pipeline, 'quantize_fixed', quantize)
+    pipeline.quantize_phases(changed, data, tmp_path, start)
+    expected = model_lib.load(finished.workdir / 'search' / 'model').params
+    assert len(heard) == 1 and len(heard[0]) == 1
+    chex.assert_trees_all_equal(heard[0][0].params, expected)
+    pipeline.quantize_phases(changed, data, tmp_path, start)
+    assert len(heard) == 1  # kept
+    changed['fixed_bits'] |= {'teachers': (other, other)}
+    with pytest.raises(ValueError, match='fixed-2-3 was made .*different: teachers.; use another'):
+        pipeline.quantize_phases(changed, data, tmp_path, start)
 
 
 def test_distillation_without_a_teacher_is_refused(data):

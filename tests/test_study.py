@@ -147,6 +147,22 @@ def test_a_float_model_or_a_teacher_of_other_classes_is_an_error(float_model, da
     pipeline.check(config | {'teacher': teacher | {'model': str(float_model)}}, data)
 
 
+@pytest.mark.parametrize('group', ['fixed_bits', 'trained_bits'])
+def test_teachers_of_bits_that_cannot_teach_are_refused(group, done, float_model, data):
+    *_, workdir = done
+    quantized = str(workdir / 'two-0' / 'fixed-2-3')
+    for teacher, distill, message in (
+        ('sinc60-float', 0.5, f'{group}.teachers: sinc60-float knows the classes yes.*low'),
+        (quantized, 0.5, f'{group}.teachers: .* is quantized; name a model in float'),
+        (str(float_model), 0.0, f'{group}.teachers are not heard: set {group}.recipe.distill'),
+    ):
+        config = small_config.get_config().to_dict()
+        config[group]['teachers'] = (teacher,)
+        config[group]['recipe'] |= {'distill': distill}
+        with pytest.raises(ValueError, match=message):
+            pipeline.check(config, data)
+
+
 def test_a_given_teacher_is_loaded(float_model, data, tmp_path):
     config = small_config.get_config().to_dict()
     config['teacher'] |= {'enabled': True, 'model': str(float_model)}

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,9 @@ def typical_values(model: Model, *, data, clips: int = 64) -> dict:
 
 
 def _quantized_run(
-    model, quant_params, quantization, *, teacher, data, config, epochs, lr, workdir, name
+    model, quant_params, quantization, *, teachers, data, config, epochs, lr, workdir, name
 ):
-    """One `fit` of `model` through rounding, taught by the float model `teacher` where the recipe
+    """One `fit` of `model` through rounding, taught by the float models `teachers` where the recipe
     says so; returns the final state and its summary."""
     per_epoch = steps_per_epoch(data, config['batch'])
     steps = per_epoch * epochs
@@ -82,7 +82,7 @@ def _quantized_run(
         recipe=recipe,
         noise=jnp.asarray(data.noise),
         quantization=quantization,
-        teacher=float_logits(teacher) if recipe.distill else None,
+        teacher=float_logits(*teachers) if recipe.distill else None,
     )
     state = init_train_state(
         model.params,
@@ -116,7 +116,15 @@ def _sites(model):
 
 
 def quantize_fixed(
-    model: Model, *, weight: int, activation: int, data, config: dict, workdir, name: str
+    model: Model,
+    *,
+    weight: int,
+    activation: int,
+    data,
+    config: dict,
+    workdir,
+    name: str,
+    teachers: Sequence[Model] = (),
 ) -> Model:
     """Trains a float model through rounding at fixed bit-widths, everywhere.
 
@@ -130,6 +138,7 @@ def quantize_fixed(
         activations that take both signs; 0 or absent: as every activation.
       workdir: run directory.
       name: of the run.
+      teachers: float models that teach together with `model`.
 
     Raises:
       ValueError: a bit-width out of range.
@@ -141,7 +150,7 @@ def quantize_fixed(
         model,
         quantizers.fix_bits(form, start_quantizers(model, data=data, form=form, bits=bits), bits),
         Quantization(form=form, bits=bits, optimizer=None, **sites),
-        teacher=model,
+        teachers=(model, *teachers),
         data=data,
         config=config,
         epochs=config['epochs'],
@@ -241,7 +250,9 @@ def flash_to_mean_bits(model: Model, flash_bytes: float) -> float:
     return mean
 
 
-def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) -> Model:
+def quantize_trained(
+    model: Model, *, data, config: dict, workdir, name: str, teachers: Sequence[Model] = ()
+) -> Model:
     """Learns the bit-width of every weight and activation tensor, then trains at whole widths.
 
     First the widths move under their price together with weights, steps and ranges. Then whole
@@ -262,6 +273,7 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
         rounding does alone), 'random' or 'uniform', the last three within a budget.
       workdir: holds the two runs, `learn` and `finetune`.
       name: of the run.
+      teachers: float models that teach together with `model`.
 
     Raises:
       ValueError: as `check_trained_bits`, or a budget that the model cannot meet.
@@ -291,7 +303,7 @@ def quantize_trained(model: Model, *, data, config: dict, workdir, name: str) ->
             for kind in ('weight', 'activation')
         }
     workdir = pathlib.Path(workdir)
-    run = {'teacher': model, 'data': data, 'config': config}
+    run = {'teachers': (model, *teachers), 'data': data, 'config': config}
     if config['profile'] != 'learned':
         bits = _given_bits(model, start_params, form, sites, budget, data=data, config=config)
         return _quantize_at(model, bits, form, sites, budget, workdir, name, **run)

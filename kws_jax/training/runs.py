@@ -122,9 +122,16 @@ def train(
     return dataclasses.replace(model, params=params, averages=averages, quant=None, card=card)
 
 
-def float_logits(model: Model) -> Callable:
-    """`teacher(float32 [batch, samples]) -> logits` of a float model."""
-    front_end = model.make_front_end()
-    return lambda audio: network.apply(
-        model.params, model.averages, audio, front_end=front_end, architecture=model.architecture
-    )[0]
+def float_logits(*models: Model) -> Callable:
+    """`teacher(float32 [batch, samples]) -> logits` of a float model, the mean of those of several
+    (softened, their geometric mean: Hinton et al. 2015, sect. 1)."""
+    front_ends = [model.make_front_end() for model in models]
+
+    def teacher(audio):
+        logits = [
+            network.apply(m.params, m.averages, audio, front_end=f, architecture=m.architecture)[0]
+            for m, f in zip(models, front_ends, strict=True)
+        ]
+        return sum(logits) / len(logits)
+
+    return teacher

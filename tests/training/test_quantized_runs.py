@@ -13,7 +13,9 @@ from kws_jax.model import Model, quantized_taps
 from kws_jax.quantizers.forms import FORMS, MAX_BITS, is_signed
 from kws_jax.space import table1_space
 from kws_jax.training import quantized_runs
+from kws_jax.training.evaluation import predict_all
 from kws_jax.training.metrics import read_metrics
+from kws_jax.training.runs import float_logits
 
 QUANT = {
     'form': 'range_bits',
@@ -266,7 +268,7 @@ def trained(tmp_path_factory):
     workdir, data = tmp_path_factory.mktemp('trained'), small.data()
     teachers, original = [], quantized_runs.float_logits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantized_runs, 'float_logits', lambda m: teachers.append(m) or original(m))
+        patch.setattr(quantized_runs, 'float_logits', lambda *m: teachers.append(m) or original(*m))
         model = quantized_runs.quantize_trained(
             start(), data=data, config=QUANT, workdir=workdir, name='paper'
         )
@@ -288,7 +290,16 @@ def test_widths_fall_under_a_price_per_bit_and_end_whole(trained):
 def test_the_float_model_teaches_both_parts(trained):
     _, teachers, *_ = trained
     assert len(teachers) == 2
-    assert all(teacher.params is start().params for teacher in teachers)
+    for (teacher,) in teachers:
+        assert teacher.params is start().params
+
+
+def test_several_teachers_are_heard_with_the_mean_of_their_logits():
+    one, other = small.model(('e2k3', 'identity')), small.model(('e1k3', 'identity'))
+    audio = np.random.default_rng(0).integers(-9000, 9000, (5, 16000), np.int16)
+    expected = (predict_all(one.predictor(), audio) + predict_all(other.predictor(), audio)) / 2
+    got = float_logits(one, other)(jnp.asarray(audio, jnp.float32) / 32768)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_returned_model_scores_what_the_run_reported(trained):
