@@ -73,6 +73,8 @@ def test_a_folder_without_a_model_is_told_from_a_wrong_name(released, tmp_path):
 BUDGETS = {  # parameters, MACs, bits of a weight and of an activation; None: as they come
     'sinc60-float': (75_700, 13.6e6, None, None),
     'sinc60-trained-bits': (75_700, 13.6e6, 2.51, 2.91),
+    'sinc48-float': (75_700, 13.6e6, None, None),
+    'sinc48-trained-bits': (75_700, 13.6e6, 2.51, 2.91),
     'sinc-small': (20_000, 5e6, None, None),
 }
 
