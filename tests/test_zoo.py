@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import numpy as np
 import pytest
 import small
 
@@ -102,9 +103,11 @@ def test_a_released_model_scores_what_its_card_says_and_its_integers_the_same(na
         return
     data = load_dataset(data_dir=real / 'train', test_dir=real / 'test', cache_dir=tmp_path)
     integers = execute.jitted(deploy.from_model(model))
+    same = []
     for split in ('validation', 'testing'):
         audio, labels = data.evaluation(split)
         trained = evaluation.predict_all(model.predictor(), audio).argmax(axis=1)
         found = evaluation.predict_all(integers, audio).argmax(axis=1)
-        assert (found == trained).mean() >= 0.999
         assert abs((found == labels).mean() - (trained == labels).mean()) <= 0.001
+        same.append(found == trained)
+    assert np.concatenate(same).mean() >= 0.999
