@@ -9,7 +9,7 @@ Three minutes each on 2 cores with about 17,000 training clips. Variants:
   conv, conv_mel                  Conv1D, every tap free; from random taps and from the mel bank
   log_mel, mfcc                   60 mel bands; 40 coefficients
 and a front end before a smaller or a larger network:
-  quadrature_small, mfcc_large
+  quadrature_small, mfcc_large, log_mel_large (the MACs of quadrature)
 """
 
 import ml_collections
@@ -30,6 +30,7 @@ FRONT_ENDS = {
 SIZES = {
     'quadrature_small': ('quadrature', ('e1k3', 'e2k5', 'e1k3', 'e3k5', 'e2k5', 'e2k5')),
     'mfcc_large': ('mfcc', ('e6k5',) * 6),
+    'log_mel_large': ('log_mel', ('e6k3', 'e6k5', 'e6k3', 'e5k5', 'e4k5', 'e4k5')),
 }
 VARIANTS = (*FRONT_ENDS, *SIZES)
 
