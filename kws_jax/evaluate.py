@@ -6,9 +6,11 @@ import pathlib
 
 import numpy as np
 
+from kws_jax import deploy
 from kws_jax.data import cache as cache_lib
 from kws_jax.data import index as index_lib
 from kws_jax.data.labels import SILENCE, UNKNOWN, LabelSet
+from kws_jax.deploy import execute
 from kws_jax.model import Model
 from kws_jax.training.evaluation import predict_all, score
 
@@ -58,7 +60,13 @@ def folder_labels(folders, names) -> dict[str, int]:
 
 
 def evaluate_folder(
-    model: Model, test_dir, *, cache_dir, silence: str = 'noise', batch: int = 250
+    model: Model,
+    test_dir,
+    *,
+    cache_dir,
+    silence: str = 'noise',
+    integers: bool = False,
+    batch: int = 250,
 ) -> dict:
     """Accuracy and costs of a model on a folder in the layout of the official test archive.
 
@@ -68,6 +76,7 @@ def evaluate_folder(
       cache_dir: where the decoded recordings are kept.
       silence: 'noise' takes the silence recordings as they are, 'zeros' replaces them by zeros, as
         in Peter et al. 2022.
+      integers: run a quantized model in integers, as a device does, instead of in float32.
       batch: clips at a time.
 
     Returns:
@@ -75,12 +84,12 @@ def evaluate_folder(
       `clips`, `cross_entropy`, `recall`, `confusion`, `labels`), what `Model.costs` gives
       (`parameters`, `macs`, `mean_weight_bits`, `mean_activation_bits`, `flash_bytes`,
       `peak_activation_bytes`), `undecodable` (how many files were left out) with
-      `undecodable_files` (path and why), and `silence`.
+      `undecodable_files` (path and why), `silence` and `integers`.
 
     Raises:
       FileNotFoundError, NotADirectoryError: there is no such folder.
       ValueError: a folder in it is no class (see `folder_labels`), nothing in it can be decoded, or
-        `silence` is neither of the two.
+        `silence` is neither of the two; or `integers` of a model that has no integer form.
     """
     if silence not in SILENCES:
         raise ValueError(f"silence must be 'noise' or 'zeros', got {silence!r}")
@@ -100,11 +109,17 @@ def evaluate_folder(
         _log.warning('%s has no recordings of %s', os.fspath(test_dir), ', '.join(absent))
     if silence == 'zeros' and SILENCE in model.labels:
         audio[labels == model.labels.index(SILENCE)] = 0
-    logits = predict_all(model.predictor(), audio, batch=min(batch, len(audio)))
+    if integers:
+        network = deploy.from_model(model)
+        run, step = execute.jitted(network), network.logit_step
+    else:
+        run, step = model.predictor(), 1
+    logits = step * predict_all(run, audio, batch=min(batch, len(audio)))
     return {
         **score(logits, labels, model.labels),
         **model.costs(),
         'silence': silence,
+        'integers': integers,
         'undecodable': len(cache.errors),
         'undecodable_files': [
             {'path': recordings[row].path, 'why': why} for row, why in sorted(cache.errors.items())
@@ -132,6 +147,8 @@ def format_evaluation(result: dict) -> str:
     ]
     if result['silence'] == 'zeros':
         lines.append('silence          all zeros')
+    if result['integers']:
+        lines.append('arithmetic       integers, as on a device')
     if result['undecodable']:
         first = result['undecodable_files'][0]
         lines.append(

@@ -32,6 +32,9 @@ _IMPORT = flags.DEFINE_multi_string(
 _SILENCE = flags.DEFINE_enum(
     'silence', 'noise', ['noise', 'zeros'], 'Silence as it was recorded, or all zeros.'
 )
+_INTEGERS = flags.DEFINE_bool(
+    'integers', False, 'Run a quantized model in integers, as a device does.'
+)
 
 
 def main(argv):
@@ -51,6 +54,7 @@ def main(argv):
             _TEST_DIR.value,
             cache_dir=cache / 'audio',
             silence=_SILENCE.value,
+            integers=_INTEGERS.value,
         )
     except (OSError, ValueError) as error:
         raise SystemExit(f'evaluate: {error}') from None

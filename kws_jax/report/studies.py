@@ -97,8 +97,14 @@ def profiles(results) -> Picture:
 
 
 def front_ends(results) -> Picture:
-    """Front ends before one network: accuracy against parameters and MACs (`front_ends.json`)."""
+    """Front ends before one network: accuracy against parameters and MACs (`front_ends.json`).
+
+    Whatever is more than ten points below the best is left out of the picture, and named.
+    """
     entries = summary(_read(results, 'front_ends'))
+    lowest = max(map(_score, entries)) - 10
+    far = [f'{e["variant"]} {_score(e):.1f} %' for e in entries if _score(e) < lowest]
+    entries = [entry for entry in entries if _score(entry) >= lowest]
     fig, axes = style.grid(2, columns=2, height=4.2, sharey=True)
     for ax, key, label in zip(
         axes,
@@ -120,6 +126,8 @@ def front_ends(results) -> Picture:
         ax.set_xlabel(label)
     axes[0].set_ylabel(f'{_what(entries)} accuracy [%]')
     axes[0].legend(fontsize=8)
+    if far:
+        fig.supxlabel(f'Below the picture: {", ".join(far)}', fontsize=9)
     return Picture('front_ends', 'Front ends', 'A marker per seed, bars at their means.', fig)
 
 
@@ -167,19 +175,31 @@ def cliff(results) -> Picture:
     return Picture('cliff', 'The cliff in activation bits', 'One seed each.', fig)
 
 
+_SILENCE = {  # what each result's network was trained to call silence
+    'sinc60_first_run': 'noise',
+    'sinc60_second_run': 'noise',
+    'sinc60_third_run': 'noise',
+    'sinc60': 'noise and room tone',
+    'sinc60_float': 'noise and room tone',
+    'sinc48': 'noise and room tone',
+    'sinc_small': 'noise and room tone',
+}
+
+
 def silence(results) -> Picture:
-    """Accuracy with real noise as silence, with zeros, and without that class."""
+    """Accuracy of float models with real noise as silence, with zeros, and without that class."""
     rows = []
-    for path in sorted(pathlib.Path(results).glob('sinc*.json')):
-        if path.name.endswith(('_run.json', '_per_tensor.json')):  # of models that others replaced
+    for name, trained in _SILENCE.items():
+        path = pathlib.Path(results) / f'{name}.json'
+        if not path.is_file():
             continue
-        for row in json.loads(path.read_text())['rows']:
-            test = row.get('test', row)
-            if 'confusion' in test and 'accuracy_with_zero_silence' in test:
-                rows.append((f'{path.stem}: {row.get("name", "float")}', test))
+        row = json.loads(path.read_text())['rows'][0]
+        test = row.get('test', row)
+        if 'confusion' in test and 'accuracy_with_zero_silence' in test:
+            rows.append((f'{name}\ntrained with {trained}', test))
     if not rows:
         raise Missing('no result has been scored with all-zero silence')
-    fig = style.figure(8.0, 0.7 * len(rows) + 1.6)
+    fig = style.figure(8.0, 0.75 * len(rows) + 1.2)
     ax = fig.subplots()
     looks = (('real noise', style.BLUE), ('all zeros', style.ORANGE), ('left out', style.GREY))
     for i, (_, test) in enumerate(rows):
@@ -194,16 +214,55 @@ def silence(results) -> Picture:
     ax.set_yticks(range(len(rows)), [name for name, _ in rows])
     ax.invert_yaxis()
     lowest = min(test['accuracy'] for _, test in rows)
-    ax.set_xlim(100 * lowest - 5, 102)
+    ax.set_xlim(100 * lowest - 2, 100)
     ax.set_xlabel('test accuracy [%]; silence of the test set is ...')
     fig.legend(loc='outside lower center', ncols=3)
     return Picture('silence', 'All-zero silence', 'The same models, scored three ways.', fig)
 
 
+PUBLISHED = {'float': 95.55, '2.51/2.91 bits': 93.76}  # Peter et al. 2022
+
+
+def released(zoo) -> Picture:
+    """Test accuracy of the released models against flash, from their cards."""
+    models = {path.parent.name: model_lib.load(path.parent) for path in _cards(zoo)}
+    fig = style.figure(8.0, 4.6)
+    ax = fig.subplots()
+    for i, (name, model) in enumerate(models.items()):
+        test = model.card['test']
+        accuracy, low, high = 100 * np.array([test['accuracy'], *test['accuracy_interval']])
+        ax.errorbar(
+            model.costs()['flash_bytes'] / 1000,
+            accuracy,
+            [[accuracy - low], [high - accuracy]],
+            fmt=style.MARKERS[i % len(style.MARKERS)],
+            color=style.CYCLE[i % len(style.CYCLE)],
+            markersize=8,
+            capsize=4,
+            label=f'{name}: {accuracy:.2f} %',
+        )
+    for (bits, accuracy), line in zip(PUBLISHED.items(), ('--', ':'), strict=True):
+        text = f'published, {bits}, full data: {accuracy} %'
+        ax.axhline(accuracy, color=style.GREY, linestyle=line, label=text)
+    ax.set_xlim(left=0)
+    ax.set_xlabel('flash of the exported model [kB = 1000 bytes]')
+    ax.set_ylabel('test accuracy [%], 95 % interval')
+    fig.legend(loc='outside lower center', ncols=2)
+    text = 'Bars are 95 % intervals (Wilson); the published test set is another.'
+    return Picture('released', 'Released models', text, fig)
+
+
+def _cards(zoo):
+    paths = sorted(pathlib.Path(zoo).glob('*/model.json'))
+    if not paths:
+        raise Missing(f'no model is released in {zoo}')
+    return paths
+
+
 def learned(zoo) -> list[Picture]:
     """Filters, operations and bits of the released models."""
     pictures = []
-    for path in sorted(pathlib.Path(zoo).glob('*/model.json')):
+    for path in _cards(zoo):
         name = path.parent.name
         model = model_lib.load(path.parent)
         kind = 'float' if model.quant is None else 'trained-bits'
@@ -233,7 +292,7 @@ def write(results, zoo, out) -> tuple[list[pathlib.Path], list[str]]:
     out.mkdir(parents=True, exist_ok=True)
     files, missing = [], []
     with style.house_style():
-        pictures = learned(zoo)
+        pictures = [released(zoo), *learned(zoo)]
         for draw in STUDIES:
             try:
                 pictures.append(draw(results))

@@ -6,12 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import integer_models
 import jax
 import numpy as np
 import pytest
 import soundfile
 
-from kws_jax import evaluate, frontends, network
+from kws_jax import deploy, evaluate, frontends, network
 from kws_jax import model as model_lib
 from kws_jax.model import Model
 from kws_jax.space import SearchSpace, Stage, Stem, mbconvs
@@ -108,6 +109,30 @@ def test_silence_of_zeros_replaces_recorded_silence_alone(model, test_dir):
         found['confusion'], expected_confusion(model, test_dir, zeros=True)
     )
     assert sorted(found['confusion'][2]) == [0, 0, 0, 7]  # equal clips, one answer
+
+
+def test_in_integers_a_quantized_model_scores_what_the_numpy_reference_does(tmp_path):
+    model, clips = integer_models.make(), integer_models.clips()
+    truth = [i % len(model.labels) for i in range(len(clips))]
+    for i, (label, clip) in enumerate(zip(truth, clips, strict=True)):
+        folder = tmp_path / 'test' / model.labels[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f's{i}_nohash_0.wav', clip, 16000)
+    found = run(model, tmp_path / 'test', integers=True)
+    expected = np.zeros((len(model.labels),) * 2, int)
+    network = deploy.from_model(model)
+    logits = deploy.run(network, clips)
+    np.add.at(expected, (truth, logits.argmax(axis=1)), 1)
+    np.testing.assert_array_equal(found['confusion'], expected)
+    logits = logits * network.logit_step
+    likely = logits[np.arange(len(clips)), truth] - np.log(np.exp(logits).sum(axis=1))
+    assert found['cross_entropy'] == pytest.approx(-likely.mean(), rel=1e-5)
+    assert found['integers']
+
+
+def test_a_float_model_has_no_integers(model, test_dir):
+    with pytest.raises(ValueError, match='float'):
+        run(model, test_dir, integers=True)
 
 
 def test_corrupt_files_are_left_out_and_counted(model, test_dir):

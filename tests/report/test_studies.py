@@ -1,9 +1,12 @@
 """Pictures of studies, from invented results."""
 
+import dataclasses
 import json
 
 import pytest
+import small
 
+from kws_jax import model as model_lib
 from kws_jax import study
 from kws_jax.report import studies, style
 from kws_jax.report.style import Missing
@@ -81,6 +84,32 @@ def test_front_ends_are_drawn_over_both_costs(tmp_path):
     assert 'parameters' in by_parameters.get_xlabel() and 'MACs' in by_macs.get_xlabel()
 
 
+def test_a_front_end_far_below_is_named_below_the_picture(tmp_path):
+    runs = [('sinc', 0, 0.9, None), ('conv', 0, 0.7, None), ('conv', 1, 0.71, None)]
+    made_up(tmp_path, 'front_ends', runs)
+    figure = studies.front_ends(tmp_path).figure
+    assert figure.get_supxlabel() == 'Below the picture: conv 70.5 %'
+    assert [line.get_label() for line in figure.axes[0].lines] == ['sinc']
+
+
+def test_released_models_are_drawn_as_their_cards_say(tmp_path):
+    test = {'accuracy': 0.9, 'accuracy_interval': [0.88, 0.93]}
+    model = dataclasses.replace(small.model(), card={'test': test})
+    model_lib.save(model, tmp_path / 'tiny')
+    (ax,) = studies.released(tmp_path).figure.axes
+    (marker,) = [bars for bars in ax.containers]
+    assert marker.get_label() == 'tiny: 90.00 %'
+    (at,), (accuracy,) = marker.lines[0].get_data()
+    assert accuracy == pytest.approx(90) and at == model.costs()['flash_bytes'] / 1000
+    ends = [float(cap.get_ydata()[0]) for cap in marker.lines[1]]
+    assert ends == pytest.approx([88, 93])
+
+
+def test_a_zoo_without_models_is_missing(tmp_path):
+    with pytest.raises(Missing, match='no model is released in'):
+        studies.released(tmp_path)
+
+
 def test_many_front_ends_do_not_look_alike(tmp_path):
     made_up(tmp_path, 'front_ends', [(f'f{i}', 0, 0.9, None) for i in range(12)])
     by_parameters, _ = studies.front_ends(tmp_path).figure.axes
@@ -92,10 +121,11 @@ def test_silence_is_scored_three_ways(tmp_path):
     # 8 of 10 words right, none taken for silence; 1 of 2 silences right: 9/12, and 8/10 without
     test = {'labels': ['yes', 'silence'], 'confusion': [[8, 2], [1, 1]]}
     test |= {'accuracy': 9 / 12, 'accuracy_with_zero_silence': 10 / 12}
-    (tmp_path / 'sinc1.json').write_text(json.dumps({'rows': [{'name': 'float', 'test': test}]}))
-    (tmp_path / 'sinc1_first_run.json').write_text('not read')
+    rows = [{'name': 'float', 'test': test}, {'name': 'trained-bits'}]
+    (tmp_path / 'sinc60_first_run.json').write_text(json.dumps({'rows': rows}))
     (ax,) = studies.silence(tmp_path).figure.axes
-    assert texts(ax) == ['75.00', '83.33', '80.00'] and labels(ax.yaxis) == ['sinc1: float']
+    assert texts(ax) == ['75.00', '83.33', '80.00']
+    assert labels(ax.yaxis) == ['sinc60_first_run\ntrained with noise']
 
 
 @pytest.mark.parametrize('draw', studies.STUDIES)
