@@ -291,7 +291,8 @@ def run(config: dict, data, workdir) -> dict:
       workdir: where everything goes; the same command continues there.
 
     Returns:
-      What `results.json` holds: `rows` (name, costs, `validation_accuracy`, test scores, wall
+      What `results.json` holds: `rows` (name, costs, `bits` of each tensor where it is quantized,
+      `validation_accuracy`, test scores, wall
       seconds), `search` facts, `config`, `data`, `hardware`.
 
     Raises:
@@ -313,6 +314,8 @@ def run(config: dict, data, workdir) -> dict:
     rows = []
     for name, model in models.items():
         rows.append({'name': name, **model.costs(), **model.card})
+        if model.quant is not None:
+            rows[-1]['bits'] = {kind: model.bits(kind) for kind in ('weight', 'activation')}
         if config['test']:
             rows[-1]['test'] = _tested(workdir / name, model, data)
     results = {

@@ -148,6 +148,8 @@ def _hash(config: dict, fingerprint: str) -> str:
 
 def _row(row: dict) -> dict:
     kept = {key: row[key] for key in ('name', *_COSTS, 'validation_accuracy', 'wall_seconds')}
+    if 'bits' in row:
+        kept['bits'] = row['bits']
     if 'test' in row:
         kept['test'] = {key: row['test'][key] for key in _SCORES}
     return kept

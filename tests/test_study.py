@@ -76,6 +76,9 @@ def test_each_variant_ends_in_its_rows(done):
     names = [[row['name'] for row in run['rows']] for run in results['runs']]
     assert names == [['fixed-2-3'], ['fixed-3-3']]
     assert [run['rows'][0]['mean_weight_bits'] for run in results['runs']] == [2, 3]
+    bits = [run['rows'][0]['bits'] for run in results['runs']]
+    assert [set(own['weight'].values()) for own in bits] == [{2}, {3}]
+    assert all(own['activation']['input'] == 8 and own['activation']['head'] == 3 for own in bits)
     assert json.loads((workdir / 'out' / 'r.json').read_text()) == json.loads(json.dumps(results))
 
 
