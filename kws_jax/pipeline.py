@@ -292,8 +292,8 @@ def run(config: dict, data, workdir) -> dict:
 
     Returns:
       What `results.json` holds: `rows` (name, costs, `bits` of each tensor where it is quantized,
-      `validation_accuracy`, test scores, wall
-      seconds), `search` facts, `config`, `data`, `hardware`.
+      `validation_accuracy`, test scores, wall seconds), `search` facts, `config`, `data`,
+      `hardware`.
 
     Raises:
       ValueError: as `check`.

@@ -16,12 +16,13 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$want" ]; then
     echo "kws_jax needs Python 3.11 or newer; on Debian or Ubuntu: apt install python3 python3-venv" >&2
     exit 1
   fi
-  echo "Installing into .venv (some two minutes) ..."
+  echo "Installing into .venv (a minute or two) ..."
   if ! "$python" -m venv --clear .venv; then
     echo "Could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2
     exit 1
   fi
-  .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+  # --no-compile: half the time; what is imported is compiled then, most never is
+  .venv/bin/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
   echo "$want" > .venv/.installed
 fi
