@@ -22,8 +22,8 @@ FRONT_ENDS = {
     'sinc_none': {'name': 'sinc', 'filters': 60, 'compression': 'none'},
     'quadrature': {'name': 'sinc', 'filters': 60, 'quadrature': True},
     'quadrature_raw': {'name': 'sinc', 'filters': 60, 'quadrature': True, 'normalize': False},
-    'conv': {'name': 'conv', 'filters': 60},
-    'conv_mel': {'name': 'conv', 'filters': 60, 'initial': 'mel'},
+    'conv': {'name': 'conv', 'filters': 60, 'unit': 0.1},
+    'conv_mel': {'name': 'conv', 'filters': 60, 'initial': 'mel', 'unit': 0.1},
     'log_mel': {'name': 'log_mel', 'filters': 60},
     'mfcc': {'name': 'mfcc', 'filters': 40, 'kernel': 400, 'stride': 160, 'framing': 'valid'},
 }

@@ -18,6 +18,7 @@ def conv(
     log_gain: float = 1000.0,
     initial: str = 'he',
     quadrature: bool = False,
+    unit: float = 1.0,
     hops: int = 1,
 ) -> base.FrontEnd:
     """Conv1D front end: free filters on the waveform (compared in Peter et al. 2022, fig. 1).
@@ -30,6 +31,9 @@ def conv(
         learning rate.
       quadrature: the response is the magnitude of pairs of free filters; taps `[kernel, 2 *
         filters]`. With `initial='mel'` the pairs start in quadrature.
+      unit: taps are `unit * params['taps']`, so that a step of gradient descent moves them
+        `unit^2` times as far as with 1; the start is the same. At the rates that suit the network
+        behind it, free taps leave any start at once; see `configs/front_ends.py`.
 
     Returns:
       A FrontEnd with params `{'taps': float32[kernel, columns]}`.
@@ -52,28 +56,32 @@ def conv(
         hops=hops,
     )
     base.check_choice('initial', initial, ('he', 'mel'))
+    if not unit > 0:
+        raise ValueError(f'unit must be above 0, got {unit!r}; 1 learns taps as other weights')
     columns = 2 * filters if quadrature else filters
 
     def init(key: jax.Array) -> dict:
         if initial == 'he':
-            return {
-                'taps': np.sqrt(2.0 / kernel).astype(np.float32)
-                * jax.random.normal(key, (kernel, columns))
-            }
+            size = np.float32(np.sqrt(2.0 / kernel) / unit)
+            return {'taps': size * jax.random.normal(key, (kernel, columns))}
         low, high = (
             jnp.asarray(f, jnp.float32)
             for f in sinc.mel_bands(filters, kernel=kernel, sample_rate=sample_rate)
         )
-        taps = sinc.band_pass_taps(
+        shape = sinc.band_pass_taps(
             low, high, kernel=kernel, sample_rate=sample_rate, quadrature=quadrature
         )
-        return {'taps': jnp.sqrt(2.0) * taps / jnp.linalg.norm(taps, axis=0, keepdims=True)}
+        size = np.float32(np.sqrt(2.0) / unit)
+        return {'taps': size * shape / jnp.linalg.norm(shape, axis=0, keepdims=True)}
+
+    def taps(params: dict) -> jax.Array:
+        return unit * params['taps']
 
     def apply(params, waveform, *, quantize_weight=base.identity, quantize_input=base.identity):
         base.check_waveform(waveform, kernel)
         return base.filterbank_image(
             quantize_input(waveform),
-            quantize_weight(params['taps']),
+            quantize_weight(taps(params)),
             None,
             stride=stride,
             compression=compression,
@@ -90,6 +98,6 @@ def conv(
         macs=kernel * columns * frames * hops,
         parameters=kernel * columns,
         stored_weights=kernel * columns,
-        taps=lambda params: params['taps'],
+        taps=taps,
         gains=lambda params: jnp.ones(columns),
     )

@@ -52,6 +52,25 @@ def test_mel_start_has_the_norm_of_the_he_start_and_the_shape_of_sinc(quadrature
     np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize('initial', ['he', 'mel'])
+def test_a_unit_keeps_the_start_and_shortens_steps_by_its_square(initial, waveform):
+    whole, tenth = (make('conv', filters=4, initial=initial, unit=unit) for unit in (1.0, 0.1))
+    moved = []
+    for front_end in (whole, tenth):
+        params = front_end.init(jax.random.key(3))
+        gradient = jax.grad(lambda p, f=front_end: f.apply(p, waveform).sum())(params)
+        after = {'taps': params['taps'] - 1e-4 * gradient['taps']}
+        moved.append((front_end.taps(params), front_end.taps(after) - front_end.taps(params)))
+    (start, step), (same_start, shorter) = moved
+    np.testing.assert_allclose(same_start, start, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(100 * shorter, step, rtol=0.01, atol=0.01 * float(abs(step).max()))
+
+
+def test_a_unit_is_above_zero():
+    with pytest.raises(ValueError, match='unit must be above 0, got 0'):
+        make('conv', unit=0)
+
+
 def test_every_tap_is_learned_and_stored():
     front_end = make('conv', filters=60)
     params = front_end.init(jax.random.key(0))
