@@ -22,8 +22,10 @@ FRONT_ENDS = {
     'sinc_none': {'name': 'sinc', 'filters': 60, 'compression': 'none'},
     'quadrature': {'name': 'sinc', 'filters': 60, 'quadrature': True},
     'quadrature_raw': {'name': 'sinc', 'filters': 60, 'quadrature': True, 'normalize': False},
-    'conv': {'name': 'conv', 'filters': 60, 'unit': 0.1},
-    'conv_mel': {'name': 'conv', 'filters': 60, 'initial': 'mel', 'unit': 0.1},
+    'conv': {'name': 'conv', 'filters': 60},
+    # Taps of norm sqrt(2) answer thirteen times as loudly as SincConv's of unit gain, so a gain of
+    # 100 puts the knee of the logarithm where SincConv has it; `unit` is how far taps learn.
+    'conv_mel': {'name': 'conv', 'filters': 60, 'initial': 'mel', 'log_gain': 100.0, 'unit': 0.03},
     'log_mel': {'name': 'log_mel', 'filters': 60},
     'mfcc': {'name': 'mfcc', 'filters': 40, 'kernel': 400, 'stride': 160, 'framing': 'valid'},
 }
