@@ -33,13 +33,23 @@ def quick_compilation():
 
 
 @pytest.fixture(scope='module')
-def float_model():
-    return small_pipeline.reference().workdir / 'float'
+def data(tmp_path_factory):
+    return small_pipeline.open_folder(
+        small_pipeline.make_folder(tmp_path_factory.mktemp('recordings') / 'words')
+    )
 
 
 @pytest.fixture(scope='module')
-def data():
-    return small_pipeline.open_folder(small_pipeline.reference().folder)
+def float_model(tmp_path_factory, data):
+    """Where a float model is; the architecture is given, and nothing is quantized."""
+    config = small_config.get_config()
+    config.search.update({'method': 'given', 'choices': ('e2k3',)})
+    config.train.update({'epochs': 1, 'from_supernet': False})
+    config.fixed_bits.pairs = ()
+    config.trained_bits.enabled = config.test = False
+    workdir = tmp_path_factory.mktemp('float')
+    pipeline.run(config.to_dict(), data, workdir)
+    return workdir / 'float'
 
 
 @pytest.fixture(scope='module')

@@ -49,7 +49,7 @@ class _Sites:
         """Raises ValueError if the model or its quantizer has no codes."""
         if model.quant is None:
             raise ValueError(
-                'the model is a float one and has no integers; export a quantized one, such as '
+                'the model is a float one and has no integers; take a quantized one, such as '
                 'trained-bits or fixed-4-4 of a run'
             )
         self.form = quantizers.get_form(model.quant['form'])

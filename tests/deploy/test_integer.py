@@ -194,7 +194,7 @@ def test_models_without_an_integer_form_are_left_as_they_are():
 
 
 def test_a_float_model_is_refused():
-    with pytest.raises(ValueError, match='float one and has no integers; export a quantized one'):
+    with pytest.raises(ValueError, match='float one and has no integers; take a quantized one'):
         deploy.from_model(small.model())
 
 
