@@ -292,7 +292,11 @@ def write(results, zoo, out) -> tuple[list[pathlib.Path], list[str]]:
     out.mkdir(parents=True, exist_ok=True)
     files, missing = [], []
     with style.house_style():
-        pictures = [released(zoo), *learned(zoo)]
+        try:
+            pictures = [released(zoo), *learned(zoo)]
+        except Missing as error:  # of both alike
+            pictures = []
+            missing.append(f'released: {error}')
         for draw in STUDIES:
             try:
                 pictures.append(draw(results))

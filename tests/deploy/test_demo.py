@@ -174,8 +174,9 @@ def test_it_listens_to_the_microphone_and_draws(page):
 
 @needs_browser
 @pytest.mark.skipif(not released, reason='no quantized model is released')
-# the smaller network: on a busy machine the larger one falls behind its microphone
-@pytest.mark.parametrize('name', released[-1:])
+# Not sinc48-trained-bits: beside other work it decides in time (28 ms of 80) and hears nothing, on
+# an idle machine it hears the word; why is not known.
+@pytest.mark.parametrize('name', [name for name in released if name != 'sinc48-trained-bits'])
 def test_it_hears_the_word_that_its_microphone_was_told(name, tmp_path):
     model = zoo.load(name)
     network = deploy.from_model(model)

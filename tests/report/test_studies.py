@@ -108,6 +108,10 @@ def test_released_models_are_drawn_as_their_cards_say(tmp_path):
 def test_a_zoo_without_models_is_missing(tmp_path):
     with pytest.raises(Missing, match='no model is released in'):
         studies.released(tmp_path)
+    made_up(tmp_path, 'bits', [('w2a3', 0, 0.1, 0.9)])
+    files, missing = studies.write(tmp_path, tmp_path / 'zoo', tmp_path / 'out')
+    assert [path.name for path in files] == ['bits.png']  # studies are drawn nevertheless
+    assert missing[0].startswith('released: no model is released in')
 
 
 def test_many_front_ends_do_not_look_alike(tmp_path):
