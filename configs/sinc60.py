@@ -107,8 +107,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'teachers': (),  # further ones beside the float model: released models or those of runs
         'recipe': plain | {'label_smoothing': 0.0, 'distill': 0.7, 'temperature': 2.0, 'ema': 0.0},
     }
-    # signed_bits: of the image and of block outputs; 0: as every activation
-    config.fixed_bits = quantized | {'pairs': ((4, 4), (2, 2)), 'input_bits': 8, 'signed_bits': 0}
+    config.fixed_bits = quantized | {
+        'pairs': ((4, 4), (2, 2)),
+        'input_bits': 8,
+        'signed_bits': 0,  # of the image and of block outputs; 0: as every activation
+        'start_model': '',  # of float_model's network, at more bits; '': begins with its weights
+    }
     config.trained_bits = quantized | {
         'enabled': True,
         'profile': 'learned',  # or sensitivity, random, uniform: what widths are compared with

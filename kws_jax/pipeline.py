@@ -83,6 +83,7 @@ def check(config: dict, data) -> None:
             )
         if model.quant is not None:
             raise ValueError(f'{key}: {name} is quantized; name a model in float')
+    _check_start(config)
     make_problem(config, data.labels.names)
     search, trained, fixed = (config[k] for k in ('search', 'trained_bits', 'fixed_bits'))
     if search['method'] not in (*SEARCHERS, 'given'):
@@ -158,6 +159,22 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
     model_lib.save(model, folder / 'model')
     logging.info('%s: done in %.0f s', name, time.monotonic() - began)
     return model_lib.load(folder / 'model')
+
+
+def _check_start(config):
+    """`fixed_bits.start_model` and `float_model` must be of one network."""
+    name, of = config['fixed_bits']['start_model'], config['float_model']
+    if not name:
+        return
+    if not of:
+        raise ValueError('fixed_bits.start_model needs float_model: the same network in float')
+    start, model = zoo.load(name), zoo.load(of)
+    for part in ('labels', 'front_end', 'architecture'):
+        if getattr(start, part) != getattr(model, part):
+            raise ValueError(
+                f'fixed_bits.start_model: {name} has another {part} than float_model, {of}; '
+                'name one that was quantized from it'
+            )
 
 
 def search_phase(config: dict, data, workdir) -> Model:
@@ -241,21 +258,26 @@ def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str
     about = {'start': _digest(float_model), 'data': data.fingerprint}
     models = {}
 
-    def make(name, settings, quantize, **widths):
+    def make(name, settings, quantize, start=None, **options):
         settings = settings | shared
         teachers = [zoo.load(teacher) for teacher in settings.pop('teachers')]
-        taught = {'teachers': [_digest(teacher) for teacher in teachers]} if teachers else {}
+        others = {'teachers': [_digest(teacher) for teacher in teachers]} if teachers else {}
+        if start is not None:
+            others['start_model'] = _digest(start)
+            options['start'] = start
 
         def build(folder):
             run = {'data': data, 'config': settings, 'workdir': folder, 'name': name}
-            return quantize(float_model, teachers=teachers, **run, **widths)
+            return quantize(float_model, teachers=teachers, **run, **options)
 
-        models[name] = _phase(workdir, name, settings | about | taught, build)
+        models[name] = _phase(workdir, name, settings | about | others, build)
 
     fixed = dict(config['fixed_bits'])
+    start_model = fixed.pop('start_model')
+    start = zoo.load(start_model) if start_model else None
     for weight, activation in fixed.pop('pairs'):
         name = f'fixed-{weight}-{activation}'
-        make(name, fixed, quantize_fixed, weight=weight, activation=activation)
+        make(name, fixed, quantize_fixed, start, weight=weight, activation=activation)
     if config['trained_bits']['enabled']:
         trained = {k: v for k, v in config['trained_bits'].items() if k != 'enabled'}
         make('trained-bits', trained, quantize_trained)

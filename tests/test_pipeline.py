@@ -18,6 +18,7 @@ from kws_jax import config as config_lib
 from kws_jax import model as model_lib
 from kws_jax import pipeline, report
 from kws_jax.space import mfcc_space, table1_space
+from kws_jax.training import quantized_runs
 from kws_jax.training.runs import evaluate_model
 
 NAMES = ['float', 'fixed-2-3', 'trained-bits']
@@ -340,6 +341,42 @@ def test_further_teachers_reach_the_quantized_phases_and_are_part_of_their_setti
     changed['fixed_bits'] |= {'teachers': (other, other)}
     with pytest.raises(ValueError, match='fixed-2-3 was made .*different: teachers.; use another'):
         pipeline.quantize_phases(changed, data, tmp_path, start)
+
+
+def test_fixed_bits_begin_with_the_weights_of_a_model_at_more_bits(
+    finished, data, tmp_path, monkeypatch
+):
+    changed = config()
+    changed['trained_bits']['enabled'] = False
+    first = str(finished.workdir / 'trained-bits')
+    float_model = model_lib.load(finished.workdir / 'float' / 'model')
+    changed['fixed_bits'] |= {'start_model': first}
+    with pytest.raises(ValueError, match='start_model needs float_model'):
+        pipeline.check(changed, data)
+    changed['float_model'] = str(finished.workdir / 'float')
+    pipeline.check(changed, data)
+    begun, taught, run = [], [], quantized_runs._quantized_run
+
+    def quantized_run(model, *arguments, teachers, **options):
+        begun.append(model)
+        taught.append(teachers)
+        return run(model, *arguments, teachers=teachers, **options)
+
+    monkeypatch.setattr(quantized_runs, '_quantized_run', quantized_run)
+    pipeline.quantize_phases(changed, data, tmp_path, float_model)
+    chex.assert_trees_all_equal(begun[0].params, model_lib.load(f'{first}/model').params)
+    chex.assert_trees_all_equal(taught[0][0].params, float_model.params)
+    # another start is another run
+    changed['fixed_bits']['start_model'] = ''
+    with pytest.raises(ValueError, match='made with another configuration .different: start_model'):
+        pipeline.quantize_phases(changed, data, tmp_path, float_model)
+    # a model of another network is no start
+    changed |= {'fixed_bits': changed['fixed_bits'] | {'start_model': first}}
+    other = dataclasses.replace(float_model, front_end=float_model.front_end | {'filters': 21})
+    model_lib.save(other, tmp_path / 'other')
+    changed['float_model'] = str(tmp_path / 'other')
+    with pytest.raises(ValueError, match='start_model: .* has another front_end than float_model'):
+        pipeline.check(changed, data)
 
 
 def test_distillation_without_a_teacher_is_refused(data):

@@ -125,6 +125,7 @@ def quantize_fixed(
     workdir,
     name: str,
     teachers: Sequence[Model] = (),
+    start: Model | None = None,
 ) -> Model:
     """Trains a float model through rounding at fixed bit-widths, everywhere.
 
@@ -139,16 +140,20 @@ def quantize_fixed(
       workdir: run directory.
       name: of the run.
       teachers: float models that teach together with `model`.
+      start: a model of the same network whose weights training begins with, most likely one that
+        was trained at more bits: few bits are reached in steps (Zhuang et al. 2018, arXiv
+        1711.00205, "progressive quantization"). `model`'s own weights if there is none.
 
     Raises:
       ValueError: a bit-width out of range.
     """
     samples, signed = check_widths(weight, activation, config)
+    start = dataclasses.replace(model if start is None else start, quant=None)
     form, sites = quantizers.get_form(config['form']), _sites(model)
     bits = fixed_widths(sites, weight=weight, activation=activation, samples=samples, signed=signed)
     state, summary = _quantized_run(
-        model,
-        quantizers.fix_bits(form, start_quantizers(model, data=data, form=form, bits=bits), bits),
+        start,
+        quantizers.fix_bits(form, start_quantizers(start, data=data, form=form, bits=bits), bits),
         Quantization(form=form, bits=bits, optimizer=None, **sites),
         teachers=(model, *teachers),
         data=data,
