@@ -65,11 +65,11 @@ def bits(results) -> Picture:
 
 
 _PROFILES = {
-    'learned': (style.BLUE, 'o'),
-    'learned_even': (style.ORANGE, '^'),
-    'sensitivity': (style.GREEN, 'D'),
-    'uniform': (style.RED, 's'),
-    'random': (style.GREY, 'v'),
+    'learned': ('learned, from the greedy ones', style.BLUE, 'o'),
+    'learned_even': ('learned, from 5 bits everywhere', style.ORANGE, '^'),
+    'sensitivity': ('greedy, by sensitivity', style.GREEN, 'D'),
+    'uniform': ('uniform', style.RED, 's'),
+    'random': ('random', style.GREY, 'v'),
 }
 
 
@@ -77,14 +77,14 @@ def profiles(results) -> Picture:
     """Learned widths and others of the same mean, and of the same bytes (`profiles.json`)."""
     entries = summary(_read(results, 'profiles'))
     fig, (means, flash) = style.grid(2, columns=2, height=4.2, sharey=True)
-    for profile, (color, marker) in _PROFILES.items():
+    for profile, (label, color, marker) in _PROFILES.items():
         own = [entry for entry in entries if entry['variant'][:-2] == profile]
         own.sort(key=lambda entry: entry['flash_bytes'])
         for ax, x in (
             (means, [int(entry['variant'][-2:]) / 10 for entry in own]),
             (flash, [entry['flash_bytes'] / 1000 for entry in own]),
         ):
-            ax.plot(x, [_score(entry) for entry in own], color=color, label=profile)
+            ax.plot(x, [_score(entry) for entry in own], color=color, label=label)
             for at, entry in zip(x, own, strict=True):
                 _points(ax, at, entry.get('test', entry['validation']), color=color, marker=marker)
     means.set_xlabel('mean bits asked for, weights and activations')
@@ -96,6 +96,27 @@ def profiles(results) -> Picture:
     )
 
 
+_FRONT_ENDS = {  # a color for each kind
+    'sinc': ('SincConv', style.BLUE, 'o'),
+    'sinc_none': ('SincConv, no compression', style.BLUE, 'v'),
+    'quadrature': ('SincConv pairs', style.BLUE, 'D'),
+    'quadrature_raw': ('SincConv pairs, image not normalized', style.BLUE, 's'),
+    'quadrature_small': ('SincConv pairs, smaller network', style.BLUE, 'X'),
+    'conv': ('Conv1D', style.ORANGE, 'v'),
+    'conv_mel': ('Conv1D from the mel bank', style.ORANGE, 'o'),
+    'log_mel': ('log-mel', style.GREEN, 'o'),
+    'log_mel_large': ('log-mel, larger network', style.GREEN, 'D'),
+    'mfcc': ('MFCC', style.RED, 'o'),
+    'mfcc_large': ('MFCC, larger network', style.RED, 'D'),
+}
+
+
+def _front_end_looks(i, variant):
+    """Label, color and marker; no two others share both, though there are more than colors."""
+    marker = style.MARKERS[(i + i // len(style.CYCLE)) % len(style.MARKERS)]
+    return _FRONT_ENDS.get(variant, (variant, style.CYCLE[i % len(style.CYCLE)], marker))
+
+
 def front_ends(results) -> Picture:
     """Front ends before one network: accuracy against parameters and MACs (`front_ends.json`).
 
@@ -103,9 +124,13 @@ def front_ends(results) -> Picture:
     """
     entries = summary(_read(results, 'front_ends'))
     lowest = max(map(_score, entries)) - 10
-    far = [f'{e["variant"]} {_score(e):.1f} %' for e in entries if _score(e) < lowest]
+    far = [
+        f'{_front_end_looks(0, e["variant"])[0]} {_score(e):.1f} %'
+        for e in entries
+        if _score(e) < lowest
+    ]
     entries = [entry for entry in entries if _score(entry) >= lowest]
-    fig, axes = style.grid(2, columns=2, height=4.2, sharey=True)
+    fig, axes = style.grid(2, columns=2, height=4.8, sharey=True)
     for ax, key, label in zip(
         axes,
         ('parameters', 'macs'),
@@ -114,20 +139,14 @@ def front_ends(results) -> Picture:
     ):
         unit = 1e3 if key == 'parameters' else 1e6
         for i, entry in enumerate(entries):
-            _points(
-                ax,
-                entry[key] / unit,
-                entry.get('test', entry['validation']),
-                color=style.CYCLE[i % len(style.CYCLE)],
-                # no two entries share both, though there are more than colors
-                marker=style.MARKERS[(i + i // len(style.CYCLE)) % len(style.MARKERS)],
-                label=entry['variant'],
-            )
+            name, color, marker = _front_end_looks(i, entry['variant'])
+            values = entry.get('test', entry['validation'])
+            _points(ax, entry[key] / unit, values, color=color, marker=marker, label=name)
         ax.set_xlabel(label)
     axes[0].set_ylabel(f'{_what(entries)} accuracy [%]')
-    axes[0].legend(fontsize=8)
-    if far:
-        fig.supxlabel(f'Below the picture: {", ".join(far)}', fontsize=9)
+    handles = axes[0].get_legend_handles_labels()
+    title = f'below the picture: {", ".join(far)}' if far else None
+    fig.legend(*handles, loc='outside lower center', ncols=4, title=title)
     return Picture('front_ends', 'Front ends', 'A marker per seed, bars at their means.', fig)
 
 

@@ -50,7 +50,9 @@ def test_profiles_are_lines_over_means_with_a_marker_per_seed(tmp_path):
     runs = [(*run, None) for run in learned]
     made_up(tmp_path, 'profiles', [*runs, ('random25', 0, 0.8, None)])
     means, flash = studies.profiles(tmp_path).figure.axes
-    line = next(line for line in means.lines if line.get_label() == 'learned')
+    line = next(
+        line for line in means.lines if line.get_label().startswith('learned, from the greedy')
+    )
     assert list(line.get_xdata()) == [2.5, 4.0]
     assert list(line.get_ydata()) == pytest.approx([91, 95])
     markers = [line for line in means.lines if list(line.get_xdata()) == [2.5, 2.5]]
@@ -80,7 +82,7 @@ def test_cures_stand_beside_the_fall_they_cure(tmp_path):
 def test_front_ends_are_drawn_over_both_costs(tmp_path):
     made_up(tmp_path, 'front_ends', [('sinc', 0, 0.9, None), ('mfcc', 0, 0.8, None)])
     by_parameters, by_macs = studies.front_ends(tmp_path).figure.axes
-    assert [line.get_label() for line in by_parameters.lines] == ['sinc', 'mfcc']
+    assert [line.get_label() for line in by_parameters.lines] == ['SincConv', 'MFCC']
     assert 'parameters' in by_parameters.get_xlabel() and 'MACs' in by_macs.get_xlabel()
 
 
@@ -88,8 +90,9 @@ def test_a_front_end_far_below_is_named_below_the_picture(tmp_path):
     runs = [('sinc', 0, 0.9, None), ('conv', 0, 0.7, None), ('conv', 1, 0.71, None)]
     made_up(tmp_path, 'front_ends', runs)
     figure = studies.front_ends(tmp_path).figure
-    assert figure.get_supxlabel() == 'Below the picture: conv 70.5 %'
-    assert [line.get_label() for line in figure.axes[0].lines] == ['sinc']
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == 'below the picture: Conv1D 70.5 %'
+    assert [line.get_label() for line in figure.axes[0].lines] == ['SincConv']
 
 
 def test_released_models_are_drawn_as_their_cards_say(tmp_path):
