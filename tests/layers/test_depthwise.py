@@ -175,7 +175,7 @@ def causal_reference(x, w, g, stride):
 
 
 @pytest.mark.parametrize('case', SPACE + ODD, ids=str)
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', BACKENDS[:2])  # 'platform' is one of the two
 def test_the_causal_form_has_its_padding_above(backend, case):
     x, w, g = example(*case)
     causal = functools.partial(depthwise_conv, stride=case[-1], causal=True, backend=backend)
