@@ -5,6 +5,14 @@
 
 Two minutes a pair on 2 cores with about 17,000 training clips; the samples are kept at 8 bits.
 Variants are the pairs: w4a2 has weights of 4 bits and activations of 2.
+
+The best at two bits (docs/open_questions.md) is one long run, 45 minutes on 2 idle cores, with 8
+bits where activations take both signs, and begun with weights that were trained at more bits:
+
+    python launch/pipeline.py --config=configs/bits.py:w2a2 --data_dir=DIR --workdir=runs/w2a2 \\
+      --config.data.extra_unknown_dir=runs/other_words --config.data.unknown_percent=20.0 \\
+      --config.float_model=sinc48-float --config.fixed_bits.start_model=sinc48-trained-bits \\
+      --config.fixed_bits.signed_bits=8 --config.fixed_bits.epochs=30
 """
 
 import ml_collections
