@@ -117,6 +117,22 @@ def check(config: dict, data) -> None:
         check_trained_bits(trained)
 
 
+def _check_start(config):
+    """`fixed_bits.start_model` and `float_model` must be of one network."""
+    name, of = config['fixed_bits']['start_model'], config['float_model']
+    if not name:
+        return
+    if not of:
+        raise ValueError('fixed_bits.start_model needs float_model: the same network in float')
+    start, model = zoo.load(name), zoo.load(of)
+    for part in ('labels', 'front_end', 'architecture'):
+        if getattr(start, part) != getattr(model, part):
+            raise ValueError(
+                f'fixed_bits.start_model: {name} has another {part} than float_model, {of}; '
+                'name one that was quantized from it'
+            )
+
+
 def _digest(model: Model) -> str:
     leaves = jax.tree.leaves((model.params, model.averages))
     hashed = hashlib.blake2b(digest_size=8)
@@ -159,22 +175,6 @@ def _phase(workdir: pathlib.Path, name: str, config: dict, build) -> Model:
     model_lib.save(model, folder / 'model')
     logging.info('%s: done in %.0f s', name, time.monotonic() - began)
     return model_lib.load(folder / 'model')
-
-
-def _check_start(config):
-    """`fixed_bits.start_model` and `float_model` must be of one network."""
-    name, of = config['fixed_bits']['start_model'], config['float_model']
-    if not name:
-        return
-    if not of:
-        raise ValueError('fixed_bits.start_model needs float_model: the same network in float')
-    start, model = zoo.load(name), zoo.load(of)
-    for part in ('labels', 'front_end', 'architecture'):
-        if getattr(start, part) != getattr(model, part):
-            raise ValueError(
-                f'fixed_bits.start_model: {name} has another {part} than float_model, {of}; '
-                'name one that was quantized from it'
-            )
 
 
 def search_phase(config: dict, data, workdir) -> Model:
@@ -258,13 +258,13 @@ def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str
     about = {'start': _digest(float_model), 'data': data.fingerprint}
     models = {}
 
-    def make(name, settings, quantize, start=None, **options):
+    def make(name, settings, quantize, **options):
         settings = settings | shared
         teachers = [zoo.load(teacher) for teacher in settings.pop('teachers')]
         others = {'teachers': [_digest(teacher) for teacher in teachers]} if teachers else {}
-        if start is not None:
-            others['start_model'] = _digest(start)
-            options['start'] = start
+        if start := settings.pop('start_model', ''):
+            options['start'] = zoo.load(start)
+            others['start_model'] = _digest(options['start'])
 
         def build(folder):
             run = {'data': data, 'config': settings, 'workdir': folder, 'name': name}
@@ -273,11 +273,9 @@ def quantize_phases(config: dict, data, workdir, float_model: Model) -> dict[str
         models[name] = _phase(workdir, name, settings | about | others, build)
 
     fixed = dict(config['fixed_bits'])
-    start_model = fixed.pop('start_model')
-    start = zoo.load(start_model) if start_model else None
     for weight, activation in fixed.pop('pairs'):
         name = f'fixed-{weight}-{activation}'
-        make(name, fixed, quantize_fixed, start, weight=weight, activation=activation)
+        make(name, fixed, quantize_fixed, weight=weight, activation=activation)
     if config['trained_bits']['enabled']:
         trained = {k: v for k, v in config['trained_bits'].items() if k != 'enabled'}
         make('trained-bits', trained, quantize_trained)

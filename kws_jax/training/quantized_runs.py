@@ -148,7 +148,7 @@ def quantize_fixed(
       ValueError: a bit-width out of range.
     """
     samples, signed = check_widths(weight, activation, config)
-    start = dataclasses.replace(model if start is None else start, quant=None)
+    start = start or model
     form, sites = quantizers.get_form(config['form']), _sites(model)
     bits = fixed_widths(sites, weight=weight, activation=activation, samples=samples, signed=signed)
     state, summary = _quantized_run(

@@ -84,10 +84,6 @@ def meets(problem, architecture):
 @pytest.fixture(scope='module')
 def searched(problem, data, tmp_path_factory):
     """What each searcher found, twice, each time from the start; and where."""
-    cache = tmp_path_factory.mktemp('compiled')
-    previous = jax.config.jax_compilation_cache_dir
-    # the second search of a kind need not be compiled again
-    jax.config.update('jax_compilation_cache_dir', str(cache))
     found = {}
 
     def search(name):
@@ -99,8 +95,7 @@ def searched(problem, data, tmp_path_factory):
             ]
         return found[name]
 
-    yield search
-    jax.config.update('jax_compilation_cache_dir', previous)
+    return search
 
 
 @every_searcher
